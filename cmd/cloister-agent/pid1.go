@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister-cc/cloister/agent/boot"
+	"github.com/cloister-cc/cloister/internal/version"
+)
+
+// runPID1 boots the guest and serves until the sandbox is destroyed. Whatever happens, it ends in a power-off: there
+// is no shell and nothing to go on with, and a PID 1 that returns would only panic the kernel.
+func runPID1() {
+	log := slog.New(consoleHandler(slog.LevelInfo))
+	defer powerOff(log)
+	defer func() {
+		if r := recover(); r != nil {
+			log.Error("agent panicked, powering off", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		}
+	}()
+	log.Info("cloister-agent starts", "version", version.String(), "handover_ms", uptime().Milliseconds())
+	if err := bootAndServe(log); err != nil {
+		log.Error("cannot go on, powering off", "error", err)
+		return
+	}
+	log.Info("sandbox is destroyed, powering off")
+}
+
+func bootAndServe(log *slog.Logger) error {
+	ctx := context.Background()
+	guest, err := boot.Run(ctx, boot.Options{Log: log, Volumes: volumes{}})
+	if err != nil {
+		return err
+	}
+	for _, s := range guest.Stages {
+		log.Info("boot stage", "stage", s.Name, "ms", s.Duration.Milliseconds())
+	}
+	return serve(ctx, guest, slog.New(consoleHandler(level(guest.Config.LogLevel))))
+}
+
+// powerOff writes out what the disks have not seen and ends the machine; it does not return.
+func powerOff(log *slog.Logger) {
+	unix.Sync()
+	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	log.Error("power-off failed, halting", "error", err)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_HALT)
+	select {}
+}
+
+// consoleHandler logs to the console, which the host reads: nothing secret may be logged. The kernel's clock stands in
+// for the time of day, which the host sets as it likes.
+func consoleHandler(l slog.Level) slog.Handler {
+	return slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{
+		Level: l,
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey && len(groups) == 0 {
+				return slog.String("up", fmt.Sprintf("%.3f", uptime().Seconds()))
+			}
+			return a
+		},
+	})
+}
+
+// uptime is the time since the kernel started.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// level reads a log level that the boot config has already validated.
+func level(name string) slog.Level {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(name)); err != nil {
+		return slog.LevelInfo
+	}
+	return l
+}
