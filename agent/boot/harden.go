@@ -47,10 +47,20 @@ func (b *booter) harden(context.Context) error {
 
 func setSysctls(root string) error {
 	for _, s := range sysctls {
-		err := os.WriteFile(filepath.Join(root, s.name), []byte(s.value), 0) //nolint:gosec // G306: never creates a file
+		err := setSysctl(filepath.Join(root, s.name), s.value)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("set sysctl: %w", err)
 		}
 	}
 	return nil
+}
+
+func setSysctl(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(value)
+	return err
 }
