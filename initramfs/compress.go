@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package initramfs
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Compression of a whole image. The kernel tells them apart by their first bytes.
+type Compression string
+
+// The compressions that WriteImage offers.
+const (
+	// CompressNone leaves the archive as it is: nothing to unpack in the guest, more to load and to seal.
+	CompressNone Compression = "none"
+	// CompressZstd needs CONFIG_RD_ZSTD in the guest's kernel.
+	CompressZstd Compression = "zstd"
+)
+
+// zstdWindow is the window size in bytes: what the kernel has to allocate at most to unpack the image. It lies well
+// below the kernel's own limit of 128 MiB.
+const zstdWindow = 8 << 20
+
+// ParseCompression checks the name of a compression; "" means CompressZstd.
+func ParseCompression(s string) (Compression, error) {
+	switch c := Compression(s); c {
+	case "":
+		return CompressZstd, nil
+	case CompressNone, CompressZstd:
+		return c, nil
+	default:
+		return "", fmt.Errorf("compression %q is neither %s nor %s", s, CompressZstd, CompressNone)
+	}
+}
+
+// WriteImage writes the tree as an image that the kernel can be started with. The same tree and compression give the
+// same bytes: the compressor runs on one thread.
+func (t *Tree) WriteImage(ctx context.Context, w io.Writer, c Compression) error {
+	switch c {
+	case CompressNone:
+		return t.Write(ctx, w)
+	case CompressZstd:
+	default:
+		return fmt.Errorf("write initramfs: compression %q is not supported", c)
+	}
+	z, err := zstd.NewWriter(w,
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithWindowSize(zstdWindow),
+		zstd.WithEncoderCRC(true))
+	if err != nil {
+		return fmt.Errorf("compress initramfs: %w", err)
+	}
+	if err := t.Write(ctx, z); err != nil {
+		_ = z.Close()
+		return err
+	}
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("compress initramfs: %w", err)
+	}
+	return nil
+}
