@@ -15,10 +15,11 @@ import (
 	"github.com/cloister-cc/cloister/agent/proc"
 )
 
-// Config are the parts that a Sandbox works with. Images, Runtime and Reaper are required.
+// Config are the parts that a Sandbox works with. Images, Runtime, Kernel and Reaper are required.
 type Config struct {
 	Images  Images
 	Runtime Runtime
+	Kernel  Kernel
 	// Network is required for UpdateInterface and UpdateRoutes only.
 	Network Network
 	// Reaper waits for the container processes, whose parent the agent becomes once the runtime has exited.

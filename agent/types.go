@@ -78,6 +78,19 @@ type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
 }
 
+// Kernel makes the few changes to the guest's kernel that a sandbox needs for itself.
+type Kernel interface {
+	// Namespaces makes an IPC and a UTS namespace with that host name (empty: the one of the guest). They live as long as
+	// the files are open, or something runs in them.
+	Namespaces(hostname string) (ipc, uts *os.File, err error)
+	// Mount mounts source at target: a tmpfs whose data are the options, or with fstype "bind" a bind mount.
+	Mount(source, target, fstype, data string) error
+	// Unmount detaches what is mounted at target. Nothing mounted there is no error.
+	Unmount(target string) error
+	// SetSysctl writes a kernel parameter; the key is in dotted form, as in a runtime spec.
+	SetSysctl(key, value string) error
+}
+
 // Network configures the sandbox's network interfaces and routes.
 type Network interface {
 	UpdateInterface(ctx context.Context, want netdev.Interface) error
