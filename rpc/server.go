@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/cloister-cc/cloister/rpc/pb"
+)
+
+// Server serves the agent API. Make one with NewServer.
+type Server struct {
+	ttrpc *ttrpc.Server
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	cancels []context.CancelFunc
+	closed  bool
+}
+
+// NewServer returns a server of the agent API for sandbox. Each request is put to gate first; a nil gate denies
+// everything, Health included. version is what Health.Version and GetGuestDetails tell. log may be nil.
+func NewServer(sandbox Sandbox, gate Gate, log *slog.Logger, version string) (*Server, error) {
+	if sandbox == nil {
+		return nil, errors.New("make agent API server: no sandbox")
+	}
+	log = orDiscard(log)
+	g := &guard{gate: gate, log: log}
+	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.intercept))
+	if err != nil {
+		return nil, fmt.Errorf("make agent API server: %w", err)
+	}
+	pb.RegisterAgentServiceService(t, &agentService{sandbox: sandbox, version: version})
+	pb.RegisterHealthService(t, &healthService{version: version})
+	return &Server{ttrpc: t, log: log}, nil
+}
+
+// Serve accepts connections on l until the server is closed or ctx ends, and closes l. Calling it again with a further
+// listener is fine. After Close and Shutdown it returns nil.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	ctx, cancel := context.WithCancel(ctx)
+	s.mu.Lock()
+	s.cancels = append(s.cancels, cancel)
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		cancel()
+		return l.Close()
+	}
+	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), shimListener{l, s.log})
+	if errors.Is(err, ttrpc.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve agent API: %w", err)
+}
+
+// Shutdown stops accepting connections, lets running requests end until ctx does, then closes what is left.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.ttrpc.Shutdown(ctx)
+	return errors.Join(err, s.Close())
+}
+
+// Close stops accepting connections and cancels the context of every running request.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	cancels := s.cancels
+	s.cancels, s.closed = nil, true
+	s.mu.Unlock()
+	err := s.ttrpc.Close()
+	for _, cancel := range cancels {
+		cancel()
+	}
+	return err
+}
+
+func orDiscard(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return log
+}
