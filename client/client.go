@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/cloister-cc/cloister/rpc/pb"
+)
+
+// Client is a connection to an agent. All calls share it, blocking ones too.
+type Client struct {
+	ttrpc  *ttrpc.Client
+	agent  pb.AgentServiceService
+	health pb.HealthService
+}
+
+// Dial connects to the agent at address:
+//
+//	hvsock://SOCKET:PORT  a hypervisor's unix socket that speaks the hybrid vsock handshake (Firecracker, Cloud
+//	                      Hypervisor, vhost-device-vsock)
+//	vsock://CID:PORT      a guest's context id and port
+//	unix://PATH           a unix socket; unix://@NAME is an abstract one
+//
+// ctx bounds connecting, not the calls that follow. Errors say what to look at next.
+func Dial(ctx context.Context, address string) (*Client, error) {
+	conn, err := dial(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to agent at %s: %w", address, err)
+	}
+	return New(conn), nil
+}
+
+// New makes a client of a connection, which it owns from then on.
+func New(conn net.Conn) *Client {
+	c := ttrpc.NewClient(conn)
+	return &Client{ttrpc: c, agent: pb.NewAgentServiceClient(c), health: pb.NewHealthClient(c)}
+}
+
+// Agent returns the agent's service.
+func (c *Client) Agent() pb.AgentServiceService { return c.agent }
+
+// Health returns the health service.
+func (c *Client) Health() pb.HealthService { return c.health }
+
+// Close ends the connection; running calls return an error.
+func (c *Client) Close() error { return c.ttrpc.Close() }
+
+// How DialReady paces itself.
+const (
+	retryPause       = 100 * time.Millisecond
+	connectTimeout   = 5 * time.Second
+	readinessTimeout = 30 * time.Second
+)
+
+// DialReady connects to an agent whose guest may still be booting: it tries until the agent has answered Health.Check
+// or ctx ends, whose deadline the caller sets. A wrong address ends it at once.
+func DialReady(ctx context.Context, address string) (*Client, error) {
+	if _, err := parse(address); err != nil {
+		return nil, fmt.Errorf("connect to agent at %s: %w", address, err)
+	}
+	for {
+		c, err := dialCheck(ctx, address)
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("agent at %s is not ready: %w; is the guest still booting? Look at its console: %w",
+				address, context.Cause(ctx), err)
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+func dialCheck(ctx context.Context, address string) (*Client, error) {
+	connectCtx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := Dial(connectCtx, address)
+	if err != nil {
+		return nil, err
+	}
+	checkCtx, cancel := context.WithTimeout(ctx, readinessTimeout)
+	defer cancel()
+	answer, err := c.health.Check(checkCtx, &pb.CheckRequest{})
+	if err == nil && answer.GetStatus() != pb.HealthCheckResponse_SERVING {
+		err = fmt.Errorf("agent says %s", answer.GetStatus())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("check health: %w", err), c.Close())
+	}
+	return c, nil
+}
