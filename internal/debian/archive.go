@@ -131,8 +131,7 @@ func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error
 	if force && l.force || !force && l.ready {
 		return false, nil
 	}
-	stamp := filepath.Join(a.suiteDir(s), "updated")
-	if st, err := os.Stat(stamp); !force && err == nil && time.Since(st.ModTime()).Abs() < ListsMaxAge {
+	if !force && time.Since(a.listsTime(s)).Abs() < ListsMaxAge {
 		l.ready = true
 		return false, nil
 	}
@@ -140,12 +139,23 @@ func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error
 	if err := a.update(ctx, s); err != nil {
 		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
 	}
-	if err := os.WriteFile(stamp, nil, 0o644); err != nil {
+	if err := os.WriteFile(a.stampPath(s), nil, 0o644); err != nil {
 		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
 	}
 	a.progress(fmt.Sprintf("lists of %s refreshed in %.1f s", s, time.Since(start).Seconds()))
 	l.ready, l.force = true, true
 	return true, nil
+}
+
+func (a *Archive) stampPath(s Suite) string { return filepath.Join(a.suiteDir(s), "updated") }
+
+// listsTime returns when the suite's lists were last refreshed; the zero time means never.
+func (a *Archive) listsTime(s Suite) time.Time {
+	st, err := os.Stat(a.stampPath(s))
+	if err != nil {
+		return time.Time{}
+	}
+	return st.ModTime()
 }
 
 func (a *Archive) suiteLists(s Suite) *suiteLists {

@@ -97,6 +97,10 @@ func (a *Archive) fetchListed(ctx context.Context, s Suite, names []string, plac
 }
 
 func (a *Archive) fetchOne(ctx context.Context, s Suite, name string, place placer) (Package, error) {
+	known, ok := a.cached(s, name)
+	if ok && known.Checked.After(a.listsTime(s)) {
+		return known, nil
+	}
 	args := append(a.options(s), downloadVerb(s)...)
 	out, err := run(ctx, queryTimeout, a.suiteDir(s), "apt-get", append(args, "--print-uris", name)...)
 	if err != nil {
@@ -106,10 +110,11 @@ func (a *Archive) fetchOne(ctx context.Context, s Suite, name string, place plac
 	if err != nil {
 		return Package{}, err
 	}
-	if p, ok := a.cached(s, name); ok && p.SHA256 == item.sha256 {
-		return p, nil
-	}
 	start := time.Now()
+	if ok && known.SHA256 == item.sha256 {
+		known.Checked = start
+		return known, a.remember(known)
+	}
 	tmp, err := os.MkdirTemp(a.dir, ".download-")
 	if err != nil {
 		return Package{}, fmt.Errorf("make download folder: %w", err)
@@ -122,7 +127,7 @@ func (a *Archive) fetchOne(ctx context.Context, s Suite, name string, place plac
 	if err := checkFile(file, item); err != nil {
 		return Package{}, err
 	}
-	p := Package{Suite: s, Name: name, SHA256: item.sha256}
+	p := Package{Suite: s, Name: name, SHA256: item.sha256, Checked: start}
 	if err := place(ctx, &p, file); err != nil {
 		return Package{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Package is a package, or the upstream tar file of a source package, in the cache.
@@ -25,6 +26,8 @@ type Package struct {
 	Path string `json:"path"`
 	// Depends is the package's Depends field, as in its control file; empty for a source package.
 	Depends string `json:"depends,omitempty"`
+	// Checked is when the suite's lists were last seen to name this version.
+	Checked time.Time `json:"checked"`
 }
 
 // record is what the cache holds: for each suite and package name the version that was last used.

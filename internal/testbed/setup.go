@@ -4,12 +4,14 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -134,6 +136,9 @@ func (s *setup) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	slices.SortFunc(s.bed.Packages, func(a, b debian.Package) int {
+		return cmp.Or(cmp.Compare(a.Suite.String(), b.Suite.String()), cmp.Compare(a.Name, b.Name))
+	})
 	if err := s.bed.check(); err != nil {
 		return err
 	}
