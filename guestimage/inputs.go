@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package guestimage
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/cloister-cc/cloister/keys"
+)
+
+// Limits of the input files, in bytes.
+const (
+	maxBinarySize = 512 << 20
+	maxConfigSize = 1 << 20
+)
+
+// imageKeySize is the size of an image key in bytes: AES-256.
+const imageKeySize = 32
+
+// readInput reads a regular file of at most limit bytes.
+func readInput(input, file string, limit int64) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, &InputError{Input: input, Err: err}
+	}
+	defer f.Close() //nolint:errcheck // read only
+	st, err := f.Stat()
+	if err != nil {
+		return nil, &InputError{Input: input, Err: err}
+	}
+	if !st.Mode().IsRegular() {
+		return nil, badInput(input, "", "%s is not a regular file", file)
+	}
+	if st.Size() > limit {
+		return nil, badInput(input, "", "%s has %d bytes, more than %d", file, st.Size(), limit)
+	}
+	data := make([]byte, st.Size()) // one buffer: no copies that would have to be wiped
+	if _, err := io.ReadFull(f, data); err != nil {
+		keys.Wipe(data)
+		return nil, badInput(input, "", "read %s: %w", file, err)
+	}
+	return data, nil
+}
+
+// readCA reads PEM certificates, all of which must parse.
+func readCA(file string) ([]byte, error) {
+	data, err := readInput("registry-ca", file, maxConfigSize)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for rest := data; ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			if len(bytes.TrimSpace(rest)) != 0 {
+				return nil, badInput("registry-ca", "", "%s holds something after certificate %d that is not PEM", file, n)
+			}
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			hint := "give a file that holds certificates only"
+			return nil, badInput("registry-ca", hint, "%s holds a PEM block %q, not a certificate", file, block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return nil, badInput("registry-ca", "", "certificate %d of %s: %w", n+1, file, err)
+		}
+	}
+	if n == 0 {
+		return nil, badInput("registry-ca", "", "%s holds no PEM certificate", file)
+	}
+	return data, nil
+}
+
+// registryAuth is the part of Docker's config.json that matters here.
+type registryAuth struct {
+	Auths map[string]struct {
+		Auth     string `json:"auth"`
+		Username string `json:"username"`
+		Password string `json:"password"`
+	} `json:"auths"`
+	CredsStore  string            `json:"credsStore"`
+	CredHelpers map[string]string `json:"credHelpers"`
+}
+
+// readAuth reads registry credentials. Its errors never quote the file's content.
+func readAuth(file string) (*keys.Secret, error) {
+	data, err := readInput("registry-auth", file, maxConfigSize)
+	if err != nil {
+		return nil, err
+	}
+	secret := keys.NewSecret(data)
+	if err := checkAuth(data); err != nil {
+		secret.Wipe()
+		return nil, badInput("registry-auth", "give a file like Docker's config.json, with an entry below auths", "%s: %w", file, err)
+	}
+	return secret, nil
+}
+
+func checkAuth(data []byte) error {
+	var auth registryAuth
+	if err := json.Unmarshal(data, &auth); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return fmt.Errorf("not JSON (at byte %d)", syntax.Offset)
+		}
+		return errors.New("not in the auths format")
+	}
+	if auth.CredsStore != "" || len(auth.CredHelpers) > 0 {
+		return errors.New("the credentials are with a helper program, which the guest does not have")
+	}
+	if len(auth.Auths) == 0 {
+		return errors.New("no entry below auths")
+	}
+	for host, a := range auth.Auths {
+		if a.Auth == "" && a.Username != "" && a.Password != "" {
+			continue
+		}
+		pair, err := base64.StdEncoding.DecodeString(a.Auth)
+		ok := err == nil && bytes.IndexByte(pair, ':') > 0
+		keys.Wipe(pair)
+		if !ok {
+			return fmt.Errorf("auth of %q is not user:password in base64", host)
+		}
+	}
+	return nil
+}
+
+// imageKey is one image key and where it belongs.
+type imageKey struct {
+	resource keys.Resource
+	key      *keys.Secret
+}
+
+// readImageKey reads the key of one URI.
+func readImageKey(uri, file string) (imageKey, error) {
+	res, err := keys.ParseURI(uri)
+	if err != nil {
+		return imageKey{}, &InputError{Input: "image-key", Err: err}
+	}
+	data, err := readInput("image-key", file, maxConfigSize)
+	if err != nil {
+		return imageKey{}, err
+	}
+	if len(data) != imageKeySize {
+		keys.Wipe(data)
+		return imageKey{}, badInput("image-key", "the file holds the key itself, neither hexadecimal nor base64",
+			"%s has %d bytes, an image key has %d", file, len(data), imageKeySize)
+	}
+	return imageKey{resource: res, key: keys.NewSecret(data)}, nil
+}
