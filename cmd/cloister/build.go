@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloister-cc/cloister/guestimage"
+	"github.com/cloister-cc/cloister/initramfs"
+)
+
+const buildExample = `  # a guest whose agent answers no request until it gets a policy
+  cloister build --arch s390x --rootfs rootfs/ --kernel boot/vmlinuz --modules lib/modules/6.12-s390x \
+      --agent cloister-agent --crun crun --pause pause --output guest/
+
+  # one for a test: it pulls encrypted images from a registry of yours and lets every request pass
+  cloister build ... --registry-ca ca.pem --registry-auth auth.json \
+      --image-key kbs:///default/image-key/demo=demo.key --policy allow-all --output guest/`
+
+// newBuildCommand returns "cloister build".
+func newBuildCommand() *cobra.Command {
+	var o guestimage.Options
+	var imageKeys []string
+	var compression string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "build",
+		Short: "Build a guest: encrypted root disk, initramfs that unlocks it, kernel",
+		Long: "build writes a folder with a kernel, an initramfs, an encrypted root disk and guest.json, which describes them.\n" +
+			"It needs no privileges. The initramfs holds the disk's key: seal it before it leaves a trusted machine.",
+		Example: buildExample,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := requireFlags(cmd, "rootfs", "kernel", "modules", "agent", "crun", "pause", "output"); err != nil {
+				return err
+			}
+			var err error
+			if o.ImageKeys, err = parseImageKeys(imageKeys); err != nil {
+				return &usageError{cmd: cmd.CommandPath(), err: err}
+			}
+			o.Compression = initramfs.Compression(compression)
+			o.Builder = version()
+			return runBuild(cmd, o, asJSON)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Arch, "arch", initramfs.ArchS390x, "architecture of the guest: s390x or amd64")
+	f.StringVar(&o.Rootfs, "rootfs", "", "root file system: folder or uncompressed tar archive")
+	f.StringVar(&o.Kernel, "kernel", "", "bootable kernel image (vmlinuz)")
+	f.StringVar(&o.ModulesDir, "modules", "", "the kernel's modules: its lib/modules/VERSION folder")
+	f.StringVar(&o.Agent, "agent", "", "cloister-agent for the guest's architecture")
+	f.StringVar(&o.Crun, "crun", "", "static crun for the guest's architecture")
+	f.StringVar(&o.Pause, "pause", "", "static pause process for the guest's architecture")
+	f.StringVar(&o.RegistryCA, "registry-ca", "", "PEM certificates that registries are checked against")
+	f.StringVar(&o.RegistryAuth, "registry-auth", "", "registry credentials, like Docker's config.json")
+	f.StringArrayVar(&imageKeys, "image-key", nil, "URI=FILE: the 32 byte image key of kbs:///repository/type/tag (may be repeated)")
+	f.StringVar(&o.Policy, "policy", "", "requests of the host: deny-all (default) or allow-all")
+	f.StringVar(&o.LogLevel, "log-level", "", "agent's log level: debug, info (default), warn or error")
+	f.StringSliceVar(&o.ExtraModules, "module", nil, "further kernel module to load (may be repeated)")
+	f.StringVar(&compression, "compression", "", "compression of the initramfs: zstd (default) or none")
+	f.StringVarP(&o.Output, "output", "o", "", "folder to write; a guest that is there is replaced")
+	f.BoolVar(&asJSON, "json", false, "print the result as JSON on standard output")
+	return cmd
+}
+
+// requireFlags makes a usage error of flags that are not given, all at once.
+func requireFlags(cmd *cobra.Command, names ...string) error {
+	var missing []string
+	for _, name := range names {
+		if v, err := cmd.Flags().GetString(name); err != nil || v == "" {
+			missing = append(missing, "--"+name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("not given: %s", strings.Join(missing, ", "))}
+}
+
+// parseImageKeys splits URI=FILE.
+func parseImageKeys(args []string) (map[string]string, error) {
+	out := make(map[string]string, len(args))
+	for _, arg := range args {
+		uri, file, ok := strings.Cut(arg, "=")
+		if !ok || uri == "" || file == "" {
+			return nil, errors.New("--image-key wants URI=FILE")
+		}
+		if _, ok := out[uri]; ok {
+			return nil, fmt.Errorf("--image-key is given twice for %s", uri)
+		}
+		out[uri] = file
+	}
+	return out, nil
+}
+
+func runBuild(cmd *cobra.Command, o guestimage.Options, asJSON bool) error {
+	stderr := cmd.ErrOrStderr()
+	o.Progress = func(s guestimage.Step) {
+		_, _ = fmt.Fprintf(stderr, "%-16s %10s %8s\n", s.Name, byteSize(s.Size), s.Took.Round(time.Millisecond))
+	}
+	res, err := guestimage.Build(cmd.Context(), o)
+	if err != nil {
+		return err
+	}
+	for _, w := range res.Guest.Warnings {
+		_, _ = fmt.Fprintf(stderr, "warning: %s\n", w)
+	}
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), res)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", o.Output)
+	return err
+}
+
+// printJSON writes v indented.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// byteSize prints a size with a binary unit.
+func byteSize(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, prefix := float64(n)/unit, 0
+	for v >= unit && prefix < 3 {
+		v /= unit
+		prefix++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGT"[prefix])
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes that no error chooses by itself.
+const (
+	exitOK = iota
+	exitFailure
+	exitUsage
+)
+
+// newRootCommand returns the command line with all its commands.
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "cloister",
+		Short: "Build and operate the guest side of confidential containers",
+		Long: "cloister builds guests whose root disk only their sealed initramfs can unlock, encrypts container images for\n" +
+			"them, and talks to the agent in a running guest.",
+		Version:       version(),
+		SilenceErrors: true, // report prints them
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetVersionTemplate("cloister {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd: cmd.CommandPath(), err: err} })
+	root.AddCommand(
+		newBuildCommand(),
+		newSetupCommand(),
+		newRunCommand(),
+	)
+	checkUsage(root)
+	return root
+}
+
+// version returns the module version and commit that the Go tool has put into the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	if v == "" {
+		v = "(devel)"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && v == "(devel)" {
+			v += " " + s.Value
+		}
+	}
+	return v + " " + info.GoVersion
+}
+
+// usageError is a mistake on the command line.
+type usageError struct {
+	cmd string
+	err error
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// Hint says where the right usage is found.
+func (e *usageError) Hint() string { return e.cmd + " --help shows how it is used" }
+
+// checkUsage makes usage errors of what the argument checks of a command and its sub-commands find.
+func checkUsage(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return &usageError{cmd: c.CommandPath(), err: err}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		checkUsage(sub)
+	}
+}
+
+// exitCode returns the status that an error, or nil, ends the program with. An error chooses by a method ExitCode.
+func exitCode(err error) int {
+	var usage *usageError
+	var chosen interface{ ExitCode() int }
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &chosen):
+		return chosen.ExitCode()
+	default:
+		return exitFailure
+	}
+}
+
+// report prints an error, and what to do about it if the error says so by a method Hint. An error without text is one
+// that only chooses the exit code.
+func report(w io.Writer, err error) {
+	if err.Error() == "" {
+		return
+	}
+	_, _ = fmt.Fprintf(w, "cloister: %v\n", err)
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) && hinted.Hint() != "" {
+		_, _ = fmt.Fprintf(w, "cloister: hint: %s\n", hinted.Hint())
+	}
+}
