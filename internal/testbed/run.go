@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/cloister-cc/cloister/guestimage"
+	"github.com/cloister-cc/cloister/internal/qemu"
+)
+
+// RunOptions say which guest Run runs, and how.
+type RunOptions struct {
+	// GuestDir is a folder that guestimage.Build wrote.
+	GuestDir string
+	// CacheDir is the cache folder of the test bed; "" means DefaultCacheDir.
+	CacheDir string
+	// WorkDir holds the sockets; "" means a new folder that is removed in the end.
+	WorkDir string
+	// Disk is used in place of the guest's root disk; "" means the guest's.
+	Disk string
+	// MemoryMiB and CPUs are the guest's memory in MiB and its processors; 0 means the defaults of package qemu.
+	MemoryMiB, CPUs int
+	// Network gives the guest a network device, which reaches the host's loopback as 10.0.2.2.
+	Network bool
+	// Console gets what the guest writes to its console; nil means nobody does.
+	Console io.Writer
+	// Started is called with the agent's address once QEMU runs, before the agent listens; nil means not.
+	Started func(address string) error
+}
+
+// Run runs a guest in the emulator of the test bed that Setup made, until it powers off or ctx ends.
+func Run(ctx context.Context, o RunOptions) (err error) {
+	guest, err := guestimage.Load(o.GuestDir)
+	if err != nil {
+		return err
+	}
+	bed, err := Load(o.CacheDir, guest.Arch)
+	if err != nil {
+		return err
+	}
+	work := o.WorkDir
+	if work == "" {
+		if work, err = os.MkdirTemp("", "cloister-run-"); err != nil {
+			return fmt.Errorf("make work folder: %w", err)
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	}
+	disk := o.Disk
+	if disk == "" {
+		disk = filepath.Join(o.GuestDir, guest.Files.Disk.Name)
+	}
+	vm, err := qemu.Start(ctx, qemu.Config{
+		Arch: guest.Arch, Dir: bed.QEMUDir, Kernel: filepath.Join(o.GuestDir, guest.Files.Kernel.Name),
+		Initrd: filepath.Join(o.GuestDir, guest.Files.Initramfs.Name), Append: guest.CommandLine,
+		ReadOnlyDisks: []string{disk}, CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, Network: o.Network,
+		Vsock: true, VsockBackend: bed.VsockBackend, WorkDir: work, Console: o.Console,
+	})
+	if err != nil {
+		return err
+	}
+	if o.Started != nil {
+		if err := o.Started(vm.AgentAddress()); err != nil {
+			return errors.Join(err, vm.Stop())
+		}
+	}
+	// Start's ctx ends the guest; what is waited for is the end of its processes.
+	if err := vm.Wait(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
