@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// MaxReferenceSize bounds an image reference, in bytes.
+const MaxReferenceSize = 1024
+
+// Reference is an image reference with an explicit registry, see ParseReference.
+type Reference struct {
+	// Host is the registry's host, with a port unless it is 443.
+	Host string
+	// Repository is the path of the image in the registry.
+	Repository string
+	// Tag is empty where Digest is not.
+	Tag string
+	// Digest is empty where the reference has none.
+	Digest digest.Digest
+}
+
+// ParseReference reads host[:port]/repository[:tag][@digest]. A reference without a registry host is refused: which
+// registry a short name means must not be guessed inside the guest. A digest overrides the tag; without both the tag
+// is "latest".
+func ParseReference(s string) (Reference, error) {
+	if len(s) > MaxReferenceSize {
+		return Reference{}, fmt.Errorf("image reference is longer than %d bytes", MaxReferenceSize)
+	}
+	parsed, err := reference.Parse(s)
+	if err != nil {
+		return Reference{}, fmt.Errorf("image reference %q: %w", s, err)
+	}
+	named, ok := parsed.(reference.Named)
+	if !ok {
+		return Reference{}, fmt.Errorf("image reference %q has no name", s)
+	}
+	r := Reference{Host: reference.Domain(named), Repository: reference.Path(named)}
+	if !explicitHost(r.Host) {
+		return Reference{}, fmt.Errorf("image reference %q does not name its registry: write host/repository:tag, for instance docker.io/library/%s", s, s)
+	}
+	if digested, ok := parsed.(reference.Digested); ok {
+		r.Digest = digested.Digest()
+		if err := checkDigest(r.Digest); err != nil {
+			return Reference{}, fmt.Errorf("image reference %q: %w", s, err)
+		}
+		return r, nil
+	}
+	r.Tag = "latest"
+	if tagged, ok := parsed.(reference.Tagged); ok {
+		r.Tag = tagged.Tag()
+	}
+	return r, nil
+}
+
+// explicitHost applies the rule by which Docker tells a host from the first part of a short name's path.
+func explicitHost(s string) bool {
+	return strings.ContainsAny(s, ".:") || s == "localhost"
+}
+
+// String returns the reference as ParseReference reads it.
+func (r Reference) String() string {
+	if r.Digest != "" {
+		return r.Host + "/" + r.Repository + "@" + r.Digest.String()
+	}
+	return r.Host + "/" + r.Repository + ":" + r.Tag
+}
+
+// checkDigest accepts sha256 and sha512 digests that are well formed.
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %.200q: %w", string(d), err)
+	}
+	if a := d.Algorithm(); a != digest.SHA256 && a != digest.SHA512 {
+		return errors.New("digest algorithm is neither sha256 nor sha512")
+	}
+	return nil
+}

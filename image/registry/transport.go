@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// dockerHubHost is where docker.io's registry really is.
+const dockerHubHost = "registry-1.docker.io"
+
+// Limits on connections.
+const (
+	maxRedirects     = 5
+	maxHeaderBytes   = 256 << 10
+	dialTimeout      = 30 * time.Second
+	handshakeTimeout = 30 * time.Second
+	headerTimeout    = 2 * time.Minute
+	idleTimeout      = 30 * time.Second
+)
+
+// newTransport returns a transport that knows no certificate but those of pool, and no proxy.
+func newTransport(pool *x509.CertPool) *http.Transport {
+	if pool == nil {
+		pool = x509.NewCertPool() // a nil RootCAs would mean the system's pool
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	return &http.Transport{
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:    handshakeTimeout,
+		ResponseHeaderTimeout:  headerTimeout,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		MaxIdleConnsPerHost:    4,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+	}
+}
+
+// strict is the one place that every request passes: the registry's own, redirects, and requests for tokens.
+type strict struct{ next http.RoundTripper }
+
+// limitKey is the context key of the largest response body in bytes.
+type limitKey struct{}
+
+// withLimit bounds the body of every response to requests of ctx. A body that is larger fails when it is read.
+func withLimit(ctx context.Context, limit int64) context.Context {
+	return context.WithValue(ctx, limitKey{}, limit)
+}
+
+// RoundTrip implements http.RoundTripper.
+func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Scheme != "https" {
+		return nil, fmt.Errorf("registry leads to %.100q: only https is allowed", req.URL.Redacted())
+	}
+	req = req.Clone(req.Context())
+	// A digest is that of the bytes on the wire, and a content encoding would be unpacked without any limit.
+	req.Header.Set("Accept-Encoding", "identity")
+	resp, err := s.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("registry answers with content encoding %.40q that was not asked for", e)
+	}
+	limit, ok := req.Context().Value(limitKey{}).(int64)
+	if !ok {
+		limit = MaxManifestSize
+	}
+	resp.Body = &limitedBody{ReadCloser: resp.Body, left: limit}
+	return resp, nil
+}
+
+// CloseIdleConnections lets an http.Client close what it keeps open.
+func (s strict) CloseIdleConnections() {
+	if c, ok := s.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// limitedBody fails, rather than ends, after left bytes.
+type limitedBody struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errTooLarge
+	}
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}
+
+var errTooLarge = errors.New("registry's answer is larger than it may be")
+
+// newHTTPClient returns the client of every request.
+func newHTTPClient(rt http.RoundTripper) *http.Client {
+	return &http.Client{
+		Transport: rt,
+		CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if len(via) > maxRedirects {
+				return fmt.Errorf("more than %d redirects", maxRedirects)
+			}
+			if req.URL.Scheme != "https" {
+				return fmt.Errorf("registry redirects to %.100q: only https is allowed", req.URL.Redacted())
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package unpack
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Compression is how a layer's tar is compressed.
+type Compression int
+
+// The compressions of OCI layers.
+const (
+	None Compression = iota
+	Gzip
+	Zstd
+)
+
+// zstdWindow bounds the memory that a zstd frame can ask for, in bytes. The format recommends to support 8 MiB; the
+// best levels of common encoders use up to 32 MiB.
+const zstdWindow = 32 << 20
+
+// bufferSize is that of the reads from a compressed stream, in bytes.
+const bufferSize = 64 << 10
+
+// FromMediaType returns the compression of a layer of a media type. OCI's and Docker's types are known, also those of
+// layers that must not be distributed; encrypted types are not: take the plain type.
+func FromMediaType(mediaType string) (Compression, error) {
+	switch mediaType {
+	case "application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":
+		return Gzip, nil
+	case "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar":
+		return None, nil
+	case "application/vnd.docker.image.rootfs.diff.tar.zstd":
+		return Zstd, nil
+	}
+	rest, ok := strings.CutPrefix(mediaType, "application/vnd.oci.image.layer.")
+	if ok {
+		switch strings.TrimPrefix(rest, "nondistributable.") {
+		case "v1.tar":
+			return None, nil
+		case "v1.tar+gzip":
+			return Gzip, nil
+		case "v1.tar+zstd":
+			return Zstd, nil
+		}
+	}
+	return None, fmt.Errorf("layer of media type %.100q is not a tar, tar+gzip or tar+zstd layer", mediaType)
+}
+
+// Decompress returns the tar stream of a compressed one. Closing it does not close r. Every member or frame up to r's
+// end belongs to the stream, anything else there is an error.
+func Decompress(c Compression, r io.Reader) (io.ReadCloser, error) {
+	switch c {
+	case None:
+		return io.NopCloser(r), nil
+	case Gzip:
+		zr, err := gzip.NewReader(bufio.NewReaderSize(r, bufferSize))
+		if err != nil {
+			return nil, fmt.Errorf("open gzip stream: %w", err)
+		}
+		return zr, nil
+	case Zstd:
+		// One decoder at a time and no read-ahead: memory stays bounded by the window, and no goroutine outlives Close.
+		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(zstdWindow))
+		if err != nil {
+			return nil, fmt.Errorf("open zstd stream: %w", err)
+		}
+		return zr.IOReadCloser(), nil
+	default:
+		return nil, fmt.Errorf("compression %d is not known", c)
+	}
+}
