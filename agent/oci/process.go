@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var (
+	capability = regexp.MustCompile(`^CAP_[A-Z_]{1,32}$`)
+	rlimit     = regexp.MustCompile(`^RLIMIT_[A-Z]{1,16}$`)
+)
+
+// ConvertProcess checks a process of the shim's and returns a new one with what the guest honours.
+func ConvertProcess(in *specs.Process) (*specs.Process, error) {
+	if in == nil {
+		return nil, errors.New("process: missing")
+	}
+	if len(in.Args) == 0 || in.Args[0] == "" {
+		return nil, errors.New("process: it has no arguments, so nothing to run")
+	}
+	for _, s := range slices.Concat(in.Args, in.Env) {
+		if strings.ContainsRune(s, 0) {
+			return nil, errors.New("process: an argument or environment variable has a zero byte")
+		}
+	}
+	for _, s := range in.Env {
+		if strings.IndexByte(s, '=') <= 0 {
+			return nil, fmt.Errorf("process: environment variable %q is not NAME=VALUE", s)
+		}
+	}
+	cwd, err := cleanPath(in.Cwd)
+	if err != nil {
+		return nil, fmt.Errorf("process: working folder: %w", err)
+	}
+	if adj := in.OOMScoreAdj; adj != nil && (*adj < -1000 || *adj > 1000) {
+		return nil, fmt.Errorf("process: OOM score adjustment %d is not in -1000..1000", *adj)
+	}
+	if in.Scheduler != nil || in.IOPriority != nil || in.ExecCPUAffinity != nil {
+		return nil, errors.New("process: scheduler, I/O priority and CPU affinity are not offered")
+	}
+	if err := checkRlimits(in.Rlimits); err != nil {
+		return nil, err
+	}
+	capabilities, err := convertCapabilities(in.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	return &specs.Process{
+		Terminal:        in.Terminal,
+		ConsoleSize:     in.ConsoleSize,
+		User:            specs.User{UID: in.User.UID, GID: in.User.GID, Umask: in.User.Umask, AdditionalGids: slices.Clone(in.User.AdditionalGids)},
+		Args:            slices.Clone(in.Args),
+		Env:             slices.Clone(in.Env),
+		Cwd:             cwd,
+		Capabilities:    capabilities,
+		Rlimits:         slices.Clone(in.Rlimits),
+		NoNewPrivileges: in.NoNewPrivileges,
+		OOMScoreAdj:     in.OOMScoreAdj,
+	}, nil
+}
+
+func checkRlimits(limits []specs.POSIXRlimit) error {
+	seen := make(map[string]bool)
+	for _, l := range limits {
+		if !rlimit.MatchString(l.Type) || seen[l.Type] || l.Soft > l.Hard {
+			return fmt.Errorf("process: limit %q (soft %d, hard %d) is malformed or given twice", l.Type, l.Soft, l.Hard)
+		}
+		seen[l.Type] = true
+	}
+	return nil
+}
+
+func convertCapabilities(in *specs.LinuxCapabilities) (*specs.LinuxCapabilities, error) {
+	if in == nil {
+		return nil, nil //nolint:nilnil // no capabilities are a value of the spec
+	}
+	for _, c := range slices.Concat(in.Bounding, in.Effective, in.Inheritable, in.Permitted, in.Ambient) {
+		if !capability.MatchString(c) {
+			return nil, fmt.Errorf("process: %q is not the name of a capability", c)
+		}
+	}
+	return &specs.LinuxCapabilities{
+		Bounding:    slices.Clone(in.Bounding),
+		Effective:   slices.Clone(in.Effective),
+		Inheritable: slices.Clone(in.Inheritable),
+		Permitted:   slices.Clone(in.Permitted),
+		Ambient:     slices.Clone(in.Ambient),
+	}, nil
+}
+
+// ExecProcess fills in what the shim leaves out of a further process from the container's init process: environment
+// and working folder if they are empty, and capabilities and limits if there are none. No new privileges are allowed
+// to it if none are to the init process. Then it is checked as ConvertProcess does.
+func ExecProcess(in, init *specs.Process) (*specs.Process, error) {
+	if in == nil {
+		return nil, errors.New("process: missing")
+	}
+	p := *in
+	if len(p.Env) == 0 {
+		p.Env = init.Env
+	}
+	if p.Cwd == "" {
+		p.Cwd = init.Cwd
+	}
+	if p.Capabilities == nil {
+		p.Capabilities = init.Capabilities
+	}
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = init.Rlimits
+	}
+	if p.OOMScoreAdj == nil {
+		p.OOMScoreAdj = init.OOMScoreAdj
+	}
+	p.NoNewPrivileges = p.NoNewPrivileges || init.NoNewPrivileges
+	return ConvertProcess(&p)
+}
