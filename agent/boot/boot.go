@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/keys"
+	"github.com/cloister-cc/cloister/keys/file"
 )
 
 // Volumes opens the root disk. What it does with a device is up to the kernel; what it is given is trusted.
@@ -57,8 +58,8 @@ type Guest struct {
 	RegistryCA []byte
 	// RegistryAuth holds registry credentials in the auths format; nil if the build gave none.
 	RegistryAuth *keys.Secret
-	// ImageKeys maps kbs:/// URIs to keys.
-	ImageKeys map[string]*keys.Secret
+	// ImageKeys are the image keys that the build gave, maybe none.
+	ImageKeys *file.Store
 	// Stages says how long each step took, in order.
 	Stages []Stage
 }

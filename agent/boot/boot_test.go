@@ -47,22 +47,6 @@ func TestWipeTreeOverwritesInPlace(t *testing.T) {
 	}
 }
 
-func TestReadImageKeys(t *testing.T) {
-	dir := t.TempDir()
-	write(t, filepath.Join(dir, "default", "image-key", "1"), "k1")
-	write(t, filepath.Join(dir, "other", "image-key", "2"), "k2")
-	got, err := readImageKeys(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != 2 || string(got["kbs:///default/image-key/1"].Bytes()) != "k1" || string(got["kbs:///other/image-key/2"].Bytes()) != "k2" {
-		t.Errorf("got %d keys, want kbs:///default/image-key/1 and kbs:///other/image-key/2", len(got))
-	}
-	if got, err := readImageKeys(filepath.Join(dir, "absent")); err != nil || len(got) != 0 {
-		t.Errorf("absent folder: %d keys, %v", len(got), err)
-	}
-}
-
 func TestReadSecretBounds(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "big")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {

@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/keys"
+	"github.com/cloister-cc/cloister/keys/file"
 )
 
 // maxSecretFile bounds each file that holds a secret, in bytes.
@@ -40,7 +40,7 @@ func (b *booter) secrets(context.Context) error {
 	if b.guest.RegistryAuth, err = readSecret(layout.RegistryAuthPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if b.guest.ImageKeys, err = readImageKeys(layout.ImageKeysDir); err != nil {
+	if b.guest.ImageKeys, err = file.Load(layout.ImageKeysDir); err != nil {
 		return err
 	}
 	return wipeTree(layout.SecretsDir)
@@ -74,26 +74,6 @@ func readSecret(path string) (*keys.Secret, error) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return s, nil
-}
-
-// readImageKeys maps dir/repo/type/tag to kbs:///repo/type/tag.
-func readImageKeys(dir string) (map[string]*keys.Secret, error) {
-	found := map[string]*keys.Secret{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && path == dir {
-			return fs.SkipAll
-		}
-		if err != nil || d.IsDir() {
-			return err
-		}
-		s, err := readSecret(path)
-		if err != nil {
-			return err
-		}
-		found["kbs:///"+strings.TrimPrefix(path, dir+"/")] = s
-		return nil
-	})
-	return found, err
 }
 
 // wipeTree overwrites every file below dir in place, then removes it. Removing alone is not enough: the pages of an

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cloister-cc/cloister/internal/testbed"
+	"github.com/cloister-cc/cloister/test/story"
+)
+
+const (
+	cloister = "bin/cloister"
+	keyURI   = "kbs:///default/image-key/demo"
+	image    = "demo/hello:latest"
+	secret   = "the operator of this machine has not seen this line"
+)
+
+// demo is one run; the fields fill as the steps go by.
+type demo struct {
+	arch, dir string
+	out       io.Writer
+	start     time.Time
+	step      int
+
+	bed      *testbed.Bed
+	registry *story.Registry
+	key      string
+	vm       *guest
+}
+
+// run does the steps in order, each with a line that says its result and its time.
+func run(ctx context.Context, arch, dir string) (err error) {
+	d := &demo{arch: arch, dir: dir, out: os.Stdout, start: time.Now()}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	steps := []struct {
+		name string
+		run  func(context.Context) (string, error)
+	}{
+		{"tools", d.tools},
+		{"registry", d.startRegistry},
+		{"image", d.makeImage},
+		{"guest", d.buildGuest},
+		{"boot", d.boot},
+		{"container", d.container},
+		{"power-off", d.powerOff},
+	}
+	for i, s := range steps {
+		d.step = i + 1
+		begin := time.Now()
+		result, err := s.run(ctx)
+		if err != nil {
+			return fmt.Errorf("step %d (%s): %w", d.step, s.name, err)
+		}
+		fmt.Fprintf(d.out, "%d/%d %-10s %s  [%.1f s]\n", d.step, len(steps), s.name, result, time.Since(begin).Seconds())
+	}
+	fmt.Fprintf(d.out, "done in %.1f s; what was made is in %s\n", time.Since(d.start).Seconds(), dir)
+	if arch == "amd64" {
+		fmt.Fprintln(d.out, "note: nothing protects the memory of an emulated machine; this shows the guest's work, not the hardware's.")
+	}
+	return nil
+}
+
+func (d *demo) close() error {
+	var errs []error
+	if d.vm != nil {
+		errs = append(errs, d.vm.stop())
+	}
+	if d.registry != nil {
+		errs = append(errs, d.registry.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+// tools builds the project's two programs and sets the test bed up.
+func (d *demo) tools(ctx context.Context) (string, error) {
+	for _, b := range []struct{ arch, out, pkg string }{
+		{"", cloister, "./cmd/cloister"},
+		{d.arch, d.agent(), "./cmd/cloister-agent"},
+	} {
+		if err := story.GoBuild(ctx, b.arch, b.out, b.pkg); err != nil {
+			return "", err
+		}
+	}
+	if _, err := d.cloister(ctx, "setup", "--arch", d.arch); err != nil {
+		return "", err
+	}
+	bed, err := testbed.Load(os.Getenv("CLOISTER_CACHE"), d.arch)
+	if err != nil {
+		return "", err
+	}
+	d.bed = bed
+	return fmt.Sprintf("cloister, cloister-agent (static), crun (static), kernel %s", bed.KernelVersion), nil
+}
+
+func (d *demo) agent() string { return "bin/cloister-agent-" + d.arch }
+
+func (d *demo) startRegistry(ctx context.Context) (string, error) {
+	dir := filepath.Join(d.dir, "registry")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	pki, err := story.NewPKI(dir)
+	if err != nil {
+		return "", err
+	}
+	if d.registry, err = story.StartRegistry(ctx, d.bed.Registry, dir, pki); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("https://%s with a password; its CA goes into the guest", d.registry.Host(story.LoopbackHost)), nil
+}
+
+// makeImage makes the container image, encrypts its layer for the key that only the guest will have, and pushes it.
+func (d *demo) makeImage(ctx context.Context) (string, error) {
+	rootfs := filepath.Join(d.dir, "container")
+	if err := story.BusyboxRootfs(rootfs, d.bed.Busybox, map[string]string{"etc/secret": secret + "\n"}); err != nil {
+		return "", err
+	}
+	var err error
+	if d.key, err = story.NewImageKey(filepath.Join(d.dir, "image.key")); err != nil {
+		return "", err
+	}
+	plain, encrypted := filepath.Join(d.dir, "image"), filepath.Join(d.dir, "image-encrypted")
+	ref := d.registry.Host(story.LoopbackHost) + "/" + image
+	for _, args := range [][]string{
+		{"image", "create", "--rootfs", rootfs, "--arch", d.arch, plain},
+		{"image", "encrypt", "--key", keyURI + "=" + d.key, plain, encrypted},
+		{"image", "push", "--ca", d.registry.PKI.CA, "--auth", d.registry.Auth, encrypted, ref},
+	} {
+		if _, err := d.cloister(ctx, args...); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%s, layer encrypted for %s, pushed", image, keyURI), nil
+}
+
+func (d *demo) buildGuest(ctx context.Context) (string, error) {
+	rootfs := filepath.Join(d.dir, "rootfs")
+	if err := story.GuestRootfs(rootfs); err != nil {
+		return "", err
+	}
+	out, err := d.cloister(ctx, "build", "--json", "--arch", d.arch, "--rootfs", rootfs,
+		"--kernel", d.bed.Kernel, "--modules", d.bed.ModulesDir, "--agent", d.agent(), "--crun", d.bed.Crun, "--pause", d.bed.Pause,
+		"--registry-ca", d.registry.PKI.CA, "--registry-auth", d.registry.Auth, "--image-key", keyURI+"="+d.key,
+		"--policy", "allow-all", "--output", d.guestDir())
+	if err != nil {
+		return "", err
+	}
+	var built struct {
+		Files map[string]struct {
+			Size int64 `json:"size"`
+		} `json:"files"`
+	}
+	if err := json.Unmarshal(out, &built); err != nil {
+		return "", fmt.Errorf("read the result of cloister build: %w", err)
+	}
+	return fmt.Sprintf("%s: encrypted root disk and initramfs, built without privileges", d.guestDir()), nil
+}
+
+func (d *demo) guestDir() string { return filepath.Join(d.dir, "guest") }
+
+// cloister runs the command and returns what it prints on standard output; its messages are shown only if it fails.
+func (d *demo) cloister(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, cloister, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if args[0] == "setup" {
+		cmd.Stderr = io.MultiWriter(d.out, &stderr) // minutes from an empty cache: show that it goes on
+	}
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("cloister %s: %w\n%s", strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return stdout.Bytes(), nil
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cloister-cc/cloister/test/story"
+)
+
+// guest is a running `cloister run`.
+type guest struct {
+	cmd     *exec.Cmd
+	console string
+	address string
+	done    chan error
+	stderr  bytes.Buffer
+}
+
+// boot starts the guest and waits until the agent says that it listens.
+func (d *demo) boot(ctx context.Context) (string, error) {
+	d.vm = &guest{console: filepath.Join(d.dir, "console.log"), done: make(chan error, 1)}
+	cmd := exec.CommandContext(ctx, cloister, "run", "--console", d.vm.console, d.guestDir())
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Stderr = &d.vm.stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	d.vm.cmd = cmd
+	lines := bufio.NewScanner(stdout)
+	for lines.Scan() {
+		if at := strings.Index(lines.Text(), "hvsock://"); at >= 0 {
+			d.vm.address = strings.Fields(lines.Text()[at:])[0]
+			break
+		}
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, stdout)
+		d.vm.done <- cmd.Wait()
+	}()
+	if d.vm.address == "" {
+		return "", fmt.Errorf("cloister run ended: %w\n%s", <-d.vm.done, d.vm.stderr.Bytes())
+	}
+	if _, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "--wait", "2m", "check"); err != nil {
+		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
+	}
+	return fmt.Sprintf("disk found by its pinned header, unlocked, verified; agent on vsock: %s", d.vm.address), nil
+}
+
+// container does what the Kata shim does for a pod with one container, an exec in it, and the end of the sandbox.
+func (d *demo) container(ctx context.Context) (string, error) {
+	ref := d.registry.Host(story.GuestHost) + "/" + image
+	out, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "run",
+		"--exec", "uname -m", ref, "--", "/bin/cat", "/etc/secret")
+	if err != nil {
+		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
+	}
+	if !bytes.Contains(out, []byte(secret)) {
+		return "", fmt.Errorf("the container printed %q, want %q", out, secret)
+	}
+	return fmt.Sprintf("pulled, decrypted and run in the guest; it says: %q", secret), nil
+}
+
+func (d *demo) powerOff(ctx context.Context) (string, error) {
+	select {
+	case err := <-d.vm.done:
+		d.vm.done <- err
+		if err != nil {
+			return "", fmt.Errorf("cloister run: %w\n%s", err, d.vm.stderr.Bytes())
+		}
+		return "sandbox destroyed, the machine is off", nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(time.Minute):
+		return "", errors.New("the machine is still on a minute after DestroySandbox")
+	}
+}
+
+// stop ends a guest that still runs.
+func (g *guest) stop() error {
+	if g.cmd == nil || g.cmd.Process == nil {
+		return nil
+	}
+	select {
+	case <-g.done:
+		return nil
+	default:
+	}
+	_ = g.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-g.done:
+	case <-time.After(10 * time.Second):
+		_ = g.cmd.Process.Kill()
+		<-g.done
+	}
+	return nil
+}
+
+func (g *guest) consoleTail() []byte {
+	data, err := os.ReadFile(g.console)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return data[max(0, len(data)-4000):]
+}
