@@ -201,7 +201,7 @@ func (r *Reader) name(h newcHeader) (string, error) {
 
 func (r *Reader) entry(e *Entry, name string, h newcHeader) error {
 	e.Path = "/" + strings.TrimPrefix(name, "/")
-	if path.Clean(e.Path) != e.Path {
+	if path.Clean(e.Path) != e.Path || e.Path == "/" {
 		return errors.New("the path is not clean")
 	}
 	size := int64(h[fieldSize])
