@@ -15,6 +15,7 @@ import (
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
+	"github.com/cloister-cc/cloister/internal/version"
 )
 
 const buildExample = `  # a guest whose agent answers no request until it gets a policy
@@ -47,7 +48,7 @@ func newBuildCommand() *cobra.Command {
 				return &usageError{cmd: cmd.CommandPath(), err: err}
 			}
 			o.Compression = initramfs.Compression(compression)
-			o.Builder = version()
+			o.Builder = version.String()
 			return runBuild(cmd, o, asJSON)
 		},
 	}

@@ -7,9 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cloister-cc/cloister/internal/version"
 )
 
 // Exit codes that no error chooses by itself.
@@ -26,7 +27,7 @@ func newRootCommand() *cobra.Command {
 		Short: "Build and operate the guest side of confidential containers",
 		Long: "cloister builds guests whose root disk only their sealed initramfs can unlock, encrypts container images for\n" +
 			"them, and talks to the agent in a running guest.",
-		Version:       version(),
+		Version:       version.String(),
 		SilenceErrors: true, // report prints them
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -36,29 +37,14 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd: cmd.CommandPath(), err: err} })
 	root.AddCommand(
 		newBuildCommand(),
+		newImageCommand(),
+		newRunCommand(),
+		newSetupCommand(),
 		newSetupCommand(),
 		newRunCommand(),
 	)
 	checkUsage(root)
 	return root
-}
-
-// version returns the module version and commit that the Go tool has put into the binary.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	if v == "" {
-		v = "(devel)"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && v == "(devel)" {
-			v += " " + s.Value
-		}
-	}
-	return v + " " + info.GoVersion
 }
 
 // usageError is a mistake on the command line.
