@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/log"
@@ -78,7 +79,7 @@ func (c *Client) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor
 	}
 	_, desc, err := c.resolver.Resolve(withLimit(quiet(ctx), MaxManifestSize), ref.String())
 	if err != nil {
-		return ocispec.Descriptor{}, explain(ref, err)
+		return ocispec.Descriptor{}, Explain(ref, err)
 	}
 	if err := checkDigest(desc.Digest); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: %w", ref, err)
@@ -109,7 +110,7 @@ func (c *Client) readAll(ctx context.Context, ref Reference, desc ocispec.Descri
 	defer rc.Close() //nolint:errcheck // read to the end or failed
 	data, err := io.ReadAll(rc)
 	if err != nil {
-		return nil, explain(ref, err)
+		return nil, Explain(ref, err)
 	}
 	return data, nil
 }
@@ -127,7 +128,7 @@ func (c *Client) open(ctx context.Context, ref Reference, desc ocispec.Descripto
 	}
 	fetcher, err := c.resolver.Fetcher(quiet(ctx), ref.String())
 	if err != nil {
-		return nil, explain(ref, err)
+		return nil, Explain(ref, err)
 	}
 	size := desc.Size
 	if size < 0 {
@@ -137,9 +138,24 @@ func (c *Client) open(ctx context.Context, ref Reference, desc ocispec.Descripto
 	bounded := withLimit(quiet(ctx), max(limit, MaxManifestSize)) // a token on the way may be larger than a small blob
 	rc, err := fetcher.Fetch(bounded, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: size})
 	if err != nil {
-		return nil, explain(ref, err)
+		return nil, Explain(ref, err)
 	}
 	return &verified{ref: ref, rc: rc, want: desc.Digest, size: desc.Size, hash: desc.Digest.Algorithm().Hash()}, nil
+}
+
+// Pusher returns what uploads blobs and manifests under a reference with a tag. The build host uses it.
+func (c *Client) Pusher(ctx context.Context, ref Reference) (remotes.Pusher, error) {
+	pusher, err := c.resolver.Pusher(quiet(ctx), ref.String())
+	if err != nil {
+		return nil, Explain(ref, err)
+	}
+	return quietPusher{pusher}, nil
+}
+
+type quietPusher struct{ remotes.Pusher }
+
+func (p quietPusher) Push(ctx context.Context, d ocispec.Descriptor) (content.Writer, error) {
+	return p.Pusher.Push(quiet(ctx), d)
 }
 
 // quiet keeps containerd's own log lines off the console, which the host reads: errors say it all.

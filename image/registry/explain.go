@@ -27,10 +27,10 @@ var (
 	ErrUntrusted = errors.New("registry certificate is not trusted")
 )
 
-// explain turns an error of the HTTP client into one that says what is wrong and where to look.
-func explain(ref Reference, err error) error {
+// Explain turns an error of the HTTP client into one that says what is wrong and where to look.
+func Explain(ref Reference, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("pull %s: %w", ref, err)
+		return fmt.Errorf("registry: %s: %w", ref, err)
 	}
 	var (
 		authority x509.UnknownAuthorityError
@@ -41,21 +41,21 @@ func explain(ref Reference, err error) error {
 	)
 	switch {
 	case errors.As(err, &authority):
-		return fmt.Errorf("pull %s: %w: it is not signed by the CA in the sealed initramfs (%w)", ref, ErrUntrusted, authority)
+		return fmt.Errorf("registry: %s: %w: it is not signed by the CA in the sealed initramfs (%w)", ref, ErrUntrusted, authority)
 	case errors.As(err, &hostname):
-		return fmt.Errorf("pull %s: %w: it is for another host (%w)", ref, ErrUntrusted, hostname)
+		return fmt.Errorf("registry: %s: %w: it is for another host (%w)", ref, ErrUntrusted, hostname)
 	case errors.As(err, &invalid):
-		return fmt.Errorf("pull %s: %w: check it and the guest's clock (%w)", ref, ErrUntrusted, invalid)
+		return fmt.Errorf("registry: %s: %w: check it and the guest's clock (%w)", ref, ErrUntrusted, invalid)
 	case errors.Is(err, docker.ErrInvalidAuthorization), errors.As(err, &status) && unauthorized(status.StatusCode):
-		return fmt.Errorf("pull %s: %w: check the auth.json entry of %s in the sealed initramfs", ref, ErrUnauthorized, ref.Host)
+		return fmt.Errorf("registry: %s: %w: check the auth.json entry of %s in the sealed initramfs", ref, ErrUnauthorized, ref.Host)
 	case errdefs.IsNotFound(err):
-		return fmt.Errorf("pull %s: %w", ref, ErrNotFound)
+		return fmt.Errorf("registry: %s: %w", ref, ErrNotFound)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("pull %s: no registry listens at %s: %w", ref, ref.Host, err)
+		return fmt.Errorf("registry: %s: no registry listens at %s: %w", ref, ref.Host, err)
 	case errors.As(err, &dns):
-		return fmt.Errorf("pull %s: cannot resolve the name of registry %s: %w", ref, ref.Host, err)
+		return fmt.Errorf("registry: %s: cannot resolve the name of registry %s: %w", ref, ref.Host, err)
 	default:
-		return fmt.Errorf("pull %s: %w", ref, err)
+		return fmt.Errorf("registry: %s: %w", ref, err)
 	}
 }
 

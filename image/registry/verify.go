@@ -42,7 +42,7 @@ func (v *verified) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		v.err = v.verify()
 	case err != nil:
-		v.err = explain(v.ref, err)
+		v.err = Explain(v.ref, err)
 	}
 	return n, v.err
 }

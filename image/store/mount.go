@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/cloister-cc/cloister/storage/mount"
 )
 
 // Mounts are the two kernel calls of a store.
@@ -28,41 +28,17 @@ func (m Mounts) withDefaults() Mounts {
 		m.Overlay = overlay
 	}
 	if m.Unmount == nil {
-		m.Unmount = unmount
+		// Detached, so that a process that is slow to die cannot keep the container from being removed.
+		m.Unmount = mount.Detach
 	}
 	return m
 }
 
-// maxOptions is the size of mount options: one page, with the NUL byte at its end, on every architecture we run on.
-const maxOptions = 4096 - 1
-
-// overlayOptions builds overlayfs' mount options, see the kernel's Documentation/filesystems/overlayfs.rst.
-func overlayOptions(lower []string, upper, work string) (string, error) {
-	o := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
-	if len(o) > maxOptions {
-		return "", fmt.Errorf("overlay of %d layers: mount options of %d bytes do not fit in a page; use a shorter image store path",
-			len(lower), len(o))
-	}
-	return o, nil
-}
-
+// overlay mounts an overlay, see the kernel's Documentation/filesystems/overlayfs.rst. Its options must fit in a page,
+// which 127 layers do by their short links while the store's own path has no more than about 20 bytes.
 func overlay(target string, lower []string, upper, work string) error {
-	o, err := overlayOptions(lower, upper, work)
-	if err != nil {
-		return err
-	}
-	if err := unix.Mount("overlay", target, "overlay", unix.MS_NODEV, o); err != nil {
-		return &os.PathError{Op: "mount overlay", Path: target, Err: err}
-	}
-	return nil
-}
-
-func unmount(target string) error {
-	// Detached, so that a process that is slow to die cannot keep the container from being removed.
-	if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "unmount", Path: target, Err: err}
-	}
-	return nil
+	return mount.Mount("overlay", target, "overlay",
+		[]string{"nodev", "lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work})
 }
 
 // container is one mount of a store. Its fields are guarded by the store's mutex, which is held across no kernel call.
