@@ -40,8 +40,6 @@ func newRootCommand() *cobra.Command {
 		newImageCommand(),
 		newRunCommand(),
 		newSetupCommand(),
-		newSetupCommand(),
-		newRunCommand(),
 	)
 	checkUsage(root)
 	return root
