@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 )
 
@@ -38,7 +39,7 @@ type BootConfig struct {
 	Root Root `json:"root"`
 	// Policy decides on requests of the host: PolicyDenyAll (also when empty) or PolicyAllowAll.
 	Policy string `json:"policy,omitempty"`
-	// Listen is the vsock port of the agent API; 0 means DefaultPort.
+	// Port is the vsock port of the agent API; 0 means DefaultPort.
 	Port uint32 `json:"port,omitempty"`
 	// LogLevel is debug, info, warn or error; empty means info.
 	LogLevel string `json:"log_level,omitempty"`
@@ -46,6 +47,9 @@ type BootConfig struct {
 
 // DefaultPort is the vsock port on which the Kata shim expects the agent API.
 const DefaultPort = 1024
+
+// anyPort is VMADDR_PORT_ANY of the kernel's linux/vm_sockets.h.
+const anyPort = 1<<32 - 1
 
 // Module is one kernel module.
 type Module struct {
@@ -143,6 +147,9 @@ func (c *BootConfig) Validate() error {
 	default:
 		return fmt.Errorf("boot config: log level %q is none of debug, info, warn, error", c.LogLevel)
 	}
+	if c.Port == anyPort {
+		return fmt.Errorf("boot config: port %d would let the kernel choose one", c.Port)
+	}
 	return c.Root.validate()
 }
 
@@ -156,6 +163,9 @@ func (r *Root) validate() error {
 	}
 	if r.PayloadOffset%sector != 0 || r.PayloadSize <= 0 || r.PayloadSize%sector != 0 {
 		return fmt.Errorf("boot config: root payload (offset %d, size %d) is not whole sectors of %d bytes", r.PayloadOffset, r.PayloadSize, sector)
+	}
+	if r.PayloadSize > math.MaxInt64-r.PayloadOffset {
+		return fmt.Errorf("boot config: root payload (offset %d, size %d) has no end", r.PayloadOffset, r.PayloadSize)
 	}
 	return r.Verity.validate(r.PayloadSize)
 }
