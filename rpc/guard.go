@@ -101,11 +101,11 @@ func failureLevel(err error) slog.Level {
 func decode(unmarshal ttrpc.Unmarshaler, m proto.Message) error {
 	// ttrpc hands out the bytes only through a message; a message without fields keeps all of them as unknown.
 	var carrier emptypb.Empty
+	name := m.ProtoReflect().Descriptor().Name()
 	if err := unmarshal(&carrier); err != nil {
-		return status.Errorf(codes.InvalidArgument, "decode request: %s", clean(status.Convert(err).Message()))
+		return status.Errorf(codes.InvalidArgument, "%s: malformed encoding: %s", name, clean(status.Convert(err).Message()))
 	}
 	raw := carrier.ProtoReflect().GetUnknown()
-	name := m.ProtoReflect().Descriptor().Name()
 	if err := checkWire(raw, m.ProtoReflect().Descriptor()); err != nil {
 		return status.Errorf(codes.InvalidArgument, "%s: %s", name, clean(err.Error()))
 	}

@@ -20,10 +20,12 @@ import (
 type Server struct {
 	ttrpc *ttrpc.Server
 	log   *slog.Logger
+	open  openRequests
 
-	mu      sync.Mutex
-	cancels []context.CancelFunc
-	closed  bool
+	mu        sync.Mutex
+	listeners []net.Listener
+	cancels   []context.CancelFunc
+	stopping  bool
 }
 
 // NewServer returns a server of the agent API for sandbox. Each request is put to gate first; a nil gate denies
@@ -48,36 +50,65 @@ func NewServer(sandbox Sandbox, gate Gate, log *slog.Logger, version string) (*S
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	ctx, cancel := context.WithCancel(ctx)
-	s.mu.Lock()
-	s.cancels = append(s.cancels, cancel)
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if !s.begin(l, cancel) {
 		cancel()
 		return l.Close()
 	}
-	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), shimListener{l, s.log})
-	if errors.Is(err, ttrpc.ErrServerClosed) {
+	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), shimListener{l, s.log, &s.open})
+	if s.isStopping() {
 		return nil
 	}
 	return fmt.Errorf("serve agent API: %w", err)
 }
 
-// Shutdown stops accepting connections, lets running requests end until ctx does, then closes what is left.
+func (s *Server) begin(l net.Listener, cancel context.CancelFunc) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
+	s.listeners = append(s.listeners, l)
+	s.cancels = append(s.cancels, cancel)
+	return true
+}
+
+func (s *Server) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// stop ends accepting connections.
+func (s *Server) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+	for _, l := range s.listeners {
+		_ = l.Close() // ttrpc closes it again
+	}
+	s.listeners = nil
+}
+
+// Shutdown stops accepting connections, waits until every request has been answered or ctx has ended, then closes what is
+// left. An agent shuts down when its sandbox has been destroyed, while the answer to that request is still on its way.
 func (s *Server) Shutdown(ctx context.Context) error {
-	err := s.ttrpc.Shutdown(ctx)
-	return errors.Join(err, s.Close())
+	s.stop()
+	return errors.Join(s.open.wait(ctx), s.Close())
 }
 
 // Close stops accepting connections and cancels the context of every running request.
 func (s *Server) Close() error {
+	s.stop()
 	s.mu.Lock()
 	cancels := s.cancels
-	s.cancels, s.closed = nil, true
+	s.cancels = nil
 	s.mu.Unlock()
 	err := s.ttrpc.Close()
 	for _, cancel := range cancels {
 		cancel()
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil // stop has closed the listeners
 	}
 	return err
 }
