@@ -30,7 +30,7 @@ bin/cloister: FORCE
 FORCE:
 
 setup: bin/cloister ## fetch and build what the test bed needs for ARCH into CACHE
-	bin/cloister setup --arch $(ARCH)
+	bin/cloister setup --arch $(ARCH) --cache $(CACHE)
 
 demo: ## run the main job on an emulated machine of ARCH, every step with its time
 	@go run ./test/demo --arch $(ARCH)
@@ -48,7 +48,7 @@ test-guest: setup ## kernel-facing tests inside a guest of ARCH
 	REQUIRE_QEMU=1 CLOISTER_GUEST_ARCH=$(ARCH) go test -count=1 -timeout 30m ./internal/guesttest
 
 test-e2e: setup ## whole-system stories and attacks in a guest of ARCH
-	REQUIRE_QEMU=1 CLOISTER_E2E_ARCH=$(ARCH) go test -count=1 -timeout 40m ./test/e2e
+	REQUIRE_QEMU=1 CLOISTER_E2E_ARCH=$(ARCH) go test -count=1 -parallel 2 -timeout 40m ./test/e2e
 
 bench: setup ## measure boot stages, pull, container life cycle, sizes and memory on ARCH
 	@go run ./test/bench --arch $(ARCH)

@@ -24,7 +24,9 @@ const (
 	cloister = "bin/cloister"
 	keyURI   = "kbs:///default/image-key/demo"
 	image    = "demo/hello:latest"
-	secret   = "the operator of this machine has not seen this line"
+	// cacheVariable names the cache folder; the Makefile sets it. Empty means the default.
+	cacheVariable = "CLOISTER_CACHE"
+	secret        = "the operator of this machine has not seen this line"
 )
 
 // demo is one run; the fields fill as the steps go by.
@@ -32,7 +34,6 @@ type demo struct {
 	arch, dir string
 	out       io.Writer
 	start     time.Time
-	step      int
 
 	bed      *testbed.Bed
 	registry *story.Registry
@@ -50,10 +51,30 @@ func run(ctx context.Context, arch, dir string) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	steps := []struct {
-		name string
-		run  func(context.Context) (string, error)
-	}{
+	steps := d.steps()
+	for i, s := range steps {
+		begin := time.Now()
+		result, err := s.run(ctx)
+		if err != nil {
+			return fmt.Errorf("step %d (%s): %w", i+1, s.name, err)
+		}
+		fmt.Fprintf(d.out, "%d/%d %-10s %s  [%.1f s]\n", i+1, len(steps), s.name, result, time.Since(begin).Seconds())
+	}
+	fmt.Fprintf(d.out, "done in %.1f s; what was made is in %s\n", time.Since(d.start).Seconds(), dir)
+	if arch == "amd64" {
+		fmt.Fprintln(d.out, "note: nothing protects the memory of an emulated machine; this shows the guest's work, not the hardware's.")
+	}
+	return nil
+}
+
+// step is one line of the demo.
+type step struct {
+	name string
+	run  func(context.Context) (string, error)
+}
+
+func (d *demo) steps() []step {
+	return []step{
 		{"tools", d.tools},
 		{"registry", d.startRegistry},
 		{"image", d.makeImage},
@@ -62,20 +83,6 @@ func run(ctx context.Context, arch, dir string) (err error) {
 		{"container", d.container},
 		{"power-off", d.powerOff},
 	}
-	for i, s := range steps {
-		d.step = i + 1
-		begin := time.Now()
-		result, err := s.run(ctx)
-		if err != nil {
-			return fmt.Errorf("step %d (%s): %w", d.step, s.name, err)
-		}
-		fmt.Fprintf(d.out, "%d/%d %-10s %s  [%.1f s]\n", d.step, len(steps), s.name, result, time.Since(begin).Seconds())
-	}
-	fmt.Fprintf(d.out, "done in %.1f s; what was made is in %s\n", time.Since(d.start).Seconds(), dir)
-	if arch == "amd64" {
-		fmt.Fprintln(d.out, "note: nothing protects the memory of an emulated machine; this shows the guest's work, not the hardware's.")
-	}
-	return nil
 }
 
 func (d *demo) close() error {
@@ -99,10 +106,10 @@ func (d *demo) tools(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := d.cloister(ctx, "setup", "--arch", d.arch); err != nil {
+	if _, err := d.cloister(ctx, "setup", "--arch", d.arch, "--cache", os.Getenv(cacheVariable)); err != nil {
 		return "", err
 	}
-	bed, err := testbed.Load(os.Getenv("CLOISTER_CACHE"), d.arch)
+	bed, err := testbed.Load(os.Getenv(cacheVariable), d.arch)
 	if err != nil {
 		return "", err
 	}

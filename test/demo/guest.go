@@ -67,8 +67,9 @@ func (d *demo) boot(ctx context.Context) (string, error) {
 // container does what the Kata shim does for a pod with one container, an exec in it, and the end of the sandbox.
 func (d *demo) container(ctx context.Context) (string, error) {
 	ref := d.registry.Host(story.GuestHost) + "/" + image
-	out, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "run",
-		"--exec", "uname -m", ref, "--", "/bin/cat", "/etc/secret")
+	out, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "run", "--pause",
+		"--mac", story.GuestMAC, "--ip", story.GuestIP, "--gateway", story.GuestHost,
+		"--exec", "/bin/sh", "--exec", "-c", "--exec", "uname -m; cat /etc/secret", ref, "--", "/bin/sleep", "1000")
 	if err != nil {
 		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
 	}
