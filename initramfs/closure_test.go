@@ -6,7 +6,6 @@ package initramfs
 import (
 	"bytes"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"github.com/cloister-cc/cloister/internal/elftest"
 )
 
 func names(modules []Module) []string {
@@ -112,10 +113,10 @@ func TestResolve(t *testing.T) {
 
 func TestResolveRefuses(t *testing.T) {
 	t.Parallel()
-	other := kmod{
-		machine: elf.EM_X86_64, order: binary.LittleEndian,
-		fields: []string{"name=other", "vermagic=6.12-test SMP"},
-	}.build(t)
+	other := elftest.File{
+		Machine: elf.EM_X86_64,
+		ModInfo: []string{"name=other", "vermagic=6.12-test SMP"},
+	}.Build(t)
 	dir := modulesDir(t, map[string][]byte{
 		"a.ko":        mod(t, "a", "depends=b"),
 		"b.ko":        mod(t, "b", "depends=c"),
@@ -126,7 +127,7 @@ func TestResolveRefuses(t *testing.T) {
 		"user.ko":     mod(t, "user", "depends=broken"),
 		"broken.ko":   mod(t, "broken", "depends=gone"),
 		"fine.ko":     mod(t, "fine"),
-		"old.ko":      kmod{fields: []string{"name=old", "vermagic=6.11 SMP"}}.build(t),
+		"old.ko":      elftest.File{ModInfo: []string{"name=old", "vermagic=6.11 SMP"}}.Build(t),
 		"other.ko":    other,
 		"liar.ko":     mod(t, "fine"),
 		"text.ko":     []byte("no module"),
