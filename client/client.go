@@ -66,18 +66,28 @@ func DialReady(ctx context.Context, address string) (*Client, error) {
 	if _, err := parse(address); err != nil {
 		return nil, fmt.Errorf("connect to agent at %s: %w", address, err)
 	}
+	var last error // that the time is over says less than why the attempt before failed
 	for {
 		c, err := dialCheck(ctx, address)
 		if err == nil {
 			return c, nil
 		}
+		if last == nil || !over(ctx) {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("agent at %s is not ready: %w; is the guest still booting? Look at its console: %w",
-				address, context.Cause(ctx), err)
+				address, context.Cause(ctx), last)
 		case <-time.After(retryPause):
 		}
 	}
+}
+
+// over tells whether ctx has ended, or will as soon as its timer runs: a dial that has the same deadline may be earlier.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || (ok && !time.Now().Before(deadline))
 }
 
 func dialCheck(ctx context.Context, address string) (*Client, error) {

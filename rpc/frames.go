@@ -36,7 +36,7 @@ type shimListener struct {
 }
 
 // Accept returns the next connection that is let in.
-func (l shimListener) Accept() (net.Conn, error) {
+func (l *shimListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {

@@ -54,7 +54,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		cancel()
 		return l.Close()
 	}
-	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), shimListener{l, s.log, &s.open})
+	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), &shimListener{l, s.log, &s.open})
 	if s.isStopping() {
 		return nil
 	}
