@@ -37,6 +37,7 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd: cmd.CommandPath(), err: err} })
 	root.AddCommand(
 		newBuildCommand(),
+		newCtlCommand(),
 		newImageCommand(),
 		newRunCommand(),
 		newSetupCommand(),
