@@ -6,12 +6,17 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/cloister-cc/cloister/agent/netdev"
+	"github.com/cloister-cc/cloister/agent/oci"
 	"github.com/cloister-cc/cloister/agent/proc"
 )
 
@@ -35,67 +40,278 @@ type Config struct {
 // DefaultRunDir is where the Kata shim expects bundles and shared files in the guest.
 const DefaultRunDir = "/run/kata-containers"
 
+const (
+	// maxResolvConf bounds the resolv.conf of a sandbox, in bytes.
+	maxResolvConf = 64 << 10
+	// removeTimeout bounds the removal of a container for which no timeout was given.
+	removeTimeout = 60 * time.Second
+)
+
+// An id becomes a name in RunDir, so it must not be one that RunDir has anyway.
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
+
+func checkID(id string) error {
+	if !idPattern.MatchString(id) || id == "sandbox" || id == "shared" {
+		return fmt.Errorf("%w: %.140q", ErrInvalidContainerID, id)
+	}
+	return nil
+}
+
+type sandboxState int
+
+const (
+	sandboxNew sandboxState = iota
+	sandboxCreating
+	sandboxRunning
+	sandboxDestroyed // or about to be
+)
+
 // Sandbox is a pod: the containers that share this guest. Its methods may be called concurrently.
 type Sandbox struct {
-	done chan struct{}
+	cfg  Config
+	done chan struct{} // closed when Destroy is through
+
+	mu         sync.Mutex
+	state      sandboxState
+	settled    chan struct{} // closed when Create is through
+	tainted    error
+	containers map[string]*container
+	teardown   undo
+	ipc, uts   *os.File // namespaces of the sandbox
+	pid        *os.File // PID namespace of its first container, nil before
+	destroyErr error
 }
 
 // NewSandbox returns a sandbox that Create brings to life.
 func NewSandbox(c Config) (*Sandbox, error) {
-	return &Sandbox{done: make(chan struct{})}, nil
+	if c.Images == nil || c.Runtime == nil || c.Kernel == nil || c.Reaper == nil {
+		return nil, errors.New("new sandbox: Images, Runtime, Kernel and Reaper are required")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.RunDir == "" {
+		c.RunDir = DefaultRunDir
+	}
+	if c.ResolvConf == "" {
+		c.ResolvConf = "/etc/resolv.conf"
+	}
+	return &Sandbox{
+		cfg:        c,
+		done:       make(chan struct{}),
+		settled:    make(chan struct{}),
+		containers: make(map[string]*container),
+	}, nil
 }
 
-var errTODO = errors.New("not written yet")
+// Create sets the sandbox up: folders, name resolution, shared memory, and the IPC and UTS namespaces of its
+// containers. It can succeed once.
+func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error {
+	if err := checkID(c.ID); err != nil {
+		return fmt.Errorf("create sandbox: %w", err)
+	}
+	if err := oci.CheckHostname(c.Hostname); err != nil {
+		return fmt.Errorf("create sandbox: %w: %w", ErrInvalidArgument, err)
+	}
+	shm, err := shmOptions(c.Storages, filepath.Join(s.sandboxDir(), "shm"))
+	if err != nil {
+		return fmt.Errorf("create sandbox: %w", err)
+	}
+	dns, err := resolvConf(c.DNS)
+	if err != nil {
+		return fmt.Errorf("create sandbox: %w", err)
+	}
+	s.mu.Lock()
+	if s.state == sandboxRunning || s.state == sandboxCreating {
+		s.mu.Unlock()
+		return fmt.Errorf("create sandbox: it has been created before: %w", ErrState)
+	}
+	if s.state != sandboxNew || s.tainted != nil {
+		err := s.refusal()
+		s.mu.Unlock()
+		return fmt.Errorf("create sandbox: %w", err)
+	}
+	s.state = sandboxCreating
+	s.mu.Unlock()
 
-// Create sets the sandbox up. It can be called once.
-func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error { return errTODO }
+	var u undo
+	ipc, uts, err := s.setUp(&u, c.Hostname, shm, dns)
+	var undoErr error
+	if err != nil {
+		undoErr = u.run(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.state = sandboxNew
+		s.taint(undoErr)
+		close(s.settled)
+		s.settled = make(chan struct{})
+		return errors.Join(fmt.Errorf("create sandbox: %w", err), undoErr)
+	}
+	s.state, s.teardown, s.ipc, s.uts = sandboxRunning, u, ipc, uts
+	close(s.settled)
+	s.cfg.Log.Info("sandbox created", "sandbox", c.ID)
+	return nil
+}
 
-// Destroy kills and removes every container; calls that block on them return, and Done is closed.
-func (s *Sandbox) Destroy(ctx context.Context) error { return errTODO }
+func (s *Sandbox) sandboxDir() string { return filepath.Join(s.cfg.RunDir, oci.SandboxDir) }
+
+// setUp does the work of Create.
+func (s *Sandbox) setUp(u *undo, hostname, shm string, dns []byte) (ipc, uts *os.File, err error) {
+	shmDir := filepath.Join(s.sandboxDir(), "shm")
+	for _, dir := range []string{filepath.Join(s.cfg.RunDir, oci.SharedDir), shmDir} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := s.cfg.Kernel.Mount("shm", shmDir, "tmpfs", shm); err != nil {
+		return nil, nil, fmt.Errorf("shared memory: %w", err)
+	}
+	u.add("shared memory", func(context.Context) error { return s.cfg.Kernel.Unmount(shmDir) })
+	if err := s.setUpDNS(u, dns); err != nil {
+		return nil, nil, fmt.Errorf("name resolution: %w", err)
+	}
+	ipc, uts, err = s.cfg.Kernel.Namespaces(hostname)
+	if err != nil {
+		return nil, nil, fmt.Errorf("namespaces: %w", err)
+	}
+	u.add("namespaces", func(context.Context) error { return errors.Join(ipc.Close(), uts.Close()) })
+	return ipc, uts, nil
+}
+
+// setUpDNS writes the sandbox's resolv.conf and puts it over the one of the root file system, if that has one.
+func (s *Sandbox) setUpDNS(u *undo, dns []byte) error {
+	if len(dns) == 0 {
+		return nil
+	}
+	file := filepath.Join(s.sandboxDir(), "resolv.conf")
+	if err := os.WriteFile(file, dns, 0o644); err != nil { //nolint:gosec // G306: every user of a container reads it
+		return err
+	}
+	u.add("resolv.conf", func(context.Context) error { return os.Remove(file) })
+	if _, err := os.Stat(s.cfg.ResolvConf); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := s.cfg.Kernel.Mount(file, s.cfg.ResolvConf, "bind", ""); err != nil {
+		return err
+	}
+	u.add("mount of resolv.conf", func(context.Context) error { return s.cfg.Kernel.Unmount(s.cfg.ResolvConf) })
+	return nil
+}
+
+// resolvConf joins the lines of a resolv.conf(5).
+func resolvConf(lines []string) ([]byte, error) {
+	size := 0
+	for _, line := range lines {
+		if size += len(line) + 1; size > maxResolvConf || strings.ContainsAny(line, "\x00\r\n") {
+			return nil, fmt.Errorf("%w: DNS lines are longer than %d bytes together or not single lines", ErrInvalidArgument, maxResolvConf)
+		}
+	}
+	if size == 0 {
+		return nil, nil
+	}
+	return []byte(strings.Join(lines, "\n") + "\n"), nil
+}
+
+// refusal says why the sandbox takes no new work; nil if it does. The lock is held.
+func (s *Sandbox) refusal() error {
+	switch {
+	case s.tainted != nil:
+		return fmt.Errorf("%w: %w", ErrTainted, s.tainted)
+	case s.state == sandboxDestroyed:
+		return fmt.Errorf("the sandbox is destroyed: %w", ErrState)
+	case s.state == sandboxRunning:
+		return nil
+	}
+	return fmt.Errorf("the sandbox has not been created: %w", ErrState)
+}
+
+// taint marks the sandbox if an undo failed. The lock is held.
+func (s *Sandbox) taint(err error) {
+	if err != nil {
+		s.cfg.Log.Error("the sandbox is tainted", "error", err)
+		s.tainted = errors.Join(s.tainted, err)
+	}
+}
 
 // Done is closed when the sandbox has been destroyed.
 func (s *Sandbox) Done() <-chan struct{} { return s.done }
 
-// CreateContainer makes the container's root file system and bundle and starts its init process up to the barrier.
-func (s *Sandbox) CreateContainer(ctx context.Context, c ContainerConfig) error { return errTODO }
+// Destroy kills and removes every container and takes back what Create did; calls that block on the sandbox return,
+// and Done is closed, also after an error. A further call waits for the first and returns the same. Once begun, it
+// does not end with ctx.
+func (s *Sandbox) Destroy(ctx context.Context) error {
+	s.mu.Lock()
+	if s.state == sandboxDestroyed {
+		s.mu.Unlock()
+		select {
+		case <-s.done:
+			return s.destroyErr
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	creating, settled := s.state == sandboxCreating, s.settled
+	if creating {
+		s.mu.Unlock()
+		<-settled
+		return s.Destroy(ctx)
+	}
+	s.state = sandboxDestroyed
+	containers := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		containers = append(containers, c)
+	}
+	s.mu.Unlock()
 
-// StartContainer lets a created container run; it works once.
-func (s *Sandbox) StartContainer(ctx context.Context, id string) error { return errTODO }
-
-// RemoveContainer kills what runs of the container and removes it. A timeout of 0 means the default.
-func (s *Sandbox) RemoveContainer(ctx context.Context, id string, timeout time.Duration) error {
-	return errTODO
+	errs := make([]error, len(containers))
+	var wg sync.WaitGroup
+	for i, c := range containers {
+		wg.Go(func() {
+			errs[i] = s.remove(ctx, c, removeTimeout)
+			c.close()
+		})
+	}
+	wg.Wait()
+	s.mu.Lock()
+	u, pid := s.teardown, s.pid
+	s.mu.Unlock()
+	if pid != nil {
+		errs = append(errs, pid.Close())
+	}
+	s.destroyErr = errors.Join(append(errs, u.run(ctx))...)
+	close(s.done)
+	s.cfg.Log.Info("sandbox destroyed", "error", s.destroyErr)
+	return s.destroyErr
 }
 
-// Exec starts a further process in a running container.
-func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs.Process) error {
-	return errTODO
+// UpdateInterface brings the link with the wanted hardware address into the wanted state. The text of the error for
+// a link that is not there (yet) has "Link not found" in it, for which the shim looks.
+func (s *Sandbox) UpdateInterface(ctx context.Context, want netdev.Interface) error {
+	if err := s.checkNetwork(); err != nil {
+		return err
+	}
+	return s.cfg.Network.UpdateInterface(ctx, want)
 }
 
-// Signal sends a signal to a process.
-func (s *Sandbox) Signal(ctx context.Context, containerID, execID string, signal int) error {
-	return errTODO
-}
-
-// Wait blocks until the process has exited, and returns its exit code, or 128 and the number of the signal that ended it.
-func (s *Sandbox) Wait(ctx context.Context, containerID, execID string) (int, error) {
-	return 0, errTODO
-}
-
-// ReadStdout reads up to max bytes of the process's standard output; no bytes and no error mean its end.
-func (s *Sandbox) ReadStdout(ctx context.Context, containerID, execID string, max int) ([]byte, error) {
-	return nil, errTODO
-}
-
-// ReadStderr is ReadStdout for standard error.
-func (s *Sandbox) ReadStderr(ctx context.Context, containerID, execID string, max int) ([]byte, error) {
-	return nil, errTODO
-}
-
-// UpdateInterface brings the link with the wanted hardware address into the wanted state.
-func (s *Sandbox) UpdateInterface(ctx context.Context, want netdev.Interface) error { return errTODO }
-
-// UpdateRoutes adds or replaces routes and returns those of the main table.
+// UpdateRoutes adds or replaces routes and returns those of the main table. It never deletes one.
 func (s *Sandbox) UpdateRoutes(ctx context.Context, want []netdev.Route) ([]netdev.Route, error) {
-	return nil, errTODO
+	if err := s.checkNetwork(); err != nil {
+		return nil, err
+	}
+	return s.cfg.Network.UpdateRoutes(ctx, want)
+}
+
+// checkNetwork allows network changes before Create too, since the shim makes them then.
+func (s *Sandbox) checkNetwork() error {
+	if s.cfg.Network == nil {
+		return fmt.Errorf("configure network: %w", ErrUnsupported)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tainted != nil || s.state == sandboxDestroyed {
+		return fmt.Errorf("configure network: %w", s.refusal())
+	}
+	return nil
 }

@@ -101,16 +101,16 @@ func convertLinux(in *specs.Linux, o Options) (*specs.Linux, map[string]string, 
 		Sysctl:        sysctls,
 		Resources:     resources,
 		CgroupsPath:   cgroup,
-		Namespaces:    namespaces(o),
+		Namespaces:    Namespaces(o),
 		Seccomp:       in.Seccomp,
 		MaskedPaths:   slices.Clone(in.MaskedPaths),
 		ReadonlyPaths: slices.Clone(in.ReadonlyPaths),
 	}, net, nil
 }
 
-// namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,
-// whose links the shim configures.
-func namespaces(o Options) []specs.LinuxNamespace {
+// Namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,
+// whose links the shim configures. Convert calls it.
+func Namespaces(o Options) []specs.LinuxNamespace {
 	return []specs.LinuxNamespace{
 		{Type: specs.MountNamespace},
 		{Type: specs.IPCNamespace, Path: o.IPC},

@@ -110,9 +110,11 @@ func TestConvertRefuses(t *testing.T) {
 		"rlimit twice": {func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_CORE"}}
 		}, "twice"},
-		"host name":            {func(s *specs.Spec) { s.Hostname = "a b" }, "host name"},
-		"long host name":       {func(s *specs.Spec) { s.Hostname = strings.Repeat("a", 65) }, "host name"},
-		"namespace path":       {func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "mount", Path: "/proc/1/ns/mnt"}} }, "path of the host"},
+		"host name":      {func(s *specs.Spec) { s.Hostname = "a b" }, "host name"},
+		"long host name": {func(s *specs.Spec) { s.Hostname = strings.Repeat("a", 65) }, "host name"},
+		"namespace path": {func(s *specs.Spec) {
+			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "mount", Path: "/proc/1/ns/mnt"}}
+		}, "path of the host"},
 		"user namespace":       {func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "user"}} }, "user namespace"},
 		"id mappings":          {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }, "id mappings"},
 		"disk":                 {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/dm-0", Type: "b", Major: 253}} }, "/dev/dm-0"},
