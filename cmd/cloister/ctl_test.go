@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cloister-cc/cloister/rpc"
+)
+
+// stub is a sandbox of which only what is called here exists.
+type stub struct{ rpc.Sandbox }
+
+func (stub) Exec(context.Context, string, string, *specs.Process) error { return nil }
+func (stub) Wait(context.Context, string, string) (int, error)          { return 3, nil }
+func (stub) ReadStdout(context.Context, string, string, int) ([]byte, error) {
+	return nil, nil
+}
+
+func (stub) ReadStderr(context.Context, string, string, int) ([]byte, error) {
+	return nil, nil
+}
+
+func serveStub(t *testing.T, gate rpc.Gate) (address string) {
+	t.Helper()
+	server, err := rpc.NewServer(stub{}, gate, nil, "7.8.9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = "unix://" + filepath.Join(t.TempDir(), "s")
+	l, err := rpc.Listen(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(context.Background(), l) }()
+	t.Cleanup(func() {
+		_ = server.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return address
+}
+
+func TestCtl(t *testing.T) {
+	t.Parallel()
+	allow, deny := serveStub(t, rpc.AllowAll), serveStub(t, rpc.DenyAll)
+	for line, want := range map[string]struct {
+		code     int
+		out, err string
+	}{
+		"check --address " + deny:                 {out: "SERVING\n"},
+		"version --address " + allow:              {out: "agent 7.8.9, API 0.0.1\n"},
+		"version --json --address " + deny:        {out: `"agent_version":`},
+		"details --address " + deny:               {code: exitFailure, err: "GuestDetailsRequest is blocked by policy"},
+		"details --address " + allow:              {out: "image_guest_pull"},
+		"wait c1 --address " + allow:              {code: 3, out: "3\n"},
+		"exec c1 --address " + allow + " -- true": {code: 3},
+		"check":                                             {code: exitUsage, err: "--address is missing"},
+		"check --address nonsense":                          {code: exitFailure, err: "use hvsock://"},
+		"signal c1 x --address " + allow:                    {code: exitUsage, err: "invalid syntax"},
+		"create-container c1 --address " + allow:            {code: exitUsage, err: "requires at least 3 arg(s)"},
+		"run i --mac x --ip y --address " + allow + " -- z": {code: exitUsage, err: "netip"},
+		"check --wait 1ns --address unix:///no/such/file":   {code: exitFailure, err: "is not ready"},
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			root := newRootCommand()
+			var stdout, stderr bytes.Buffer
+			root.SetOut(&stdout)
+			root.SetErr(&stderr)
+			root.SetArgs(append([]string{"ctl"}, strings.Fields(line)...))
+			err := root.ExecuteContext(t.Context())
+			if got := exitCode(err); got != want.code {
+				t.Errorf("exit code %d (%v), want %d", got, err, want.code)
+			}
+			if !strings.Contains(stdout.String(), want.out) {
+				t.Errorf("printed %q, want %q", &stdout, want.out)
+			}
+			if want.err != "" && (err == nil || !strings.Contains(err.Error(), want.err)) {
+				t.Errorf("error %v, want %q", err, want.err)
+			}
+		})
+	}
+}
