@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // said to have one.
 func bed(t *testing.T, arch string) *testbed.Bed {
 	t.Helper()
-	b, err := testbed.Load("", arch)
+	b, err := testbed.Load(os.Getenv("CLOISTER_CACHE"), arch)
 	switch {
 	case err == nil:
 		return b

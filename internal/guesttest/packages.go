@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package guesttest
+
+import "github.com/cloister-cc/cloister/initramfs"
+
+// Package is a package whose tests run in the guest.
+type Package struct {
+	// Path is the package's folder, below the module's root.
+	Path string
+	// Exclude is a regular expression of tests that do not run in the guest, as go test's -skip has it.
+	Exclude string
+	// Why says why Exclude excludes them.
+	Why string
+	// MaySkip are the tests that may skip themselves in the guest; every other skip is a failure.
+	MaySkip []string
+	// Long runs the package's tests without -test.short.
+	Long bool
+}
+
+// Packages returns the packages whose tests run in the guest: all that are linked into the agent and have tests, and
+// the writers of formats that the guest reads, whose byte order a big-endian machine shows.
+func Packages() []Package {
+	return []Package{
+		{Path: "agent/boot", Long: true},
+		{Path: "agent/oci", Long: true},
+		{Path: "agent/proc"},
+		{Path: "guestimage/luks2", Exclude: "Cryptsetup", Why: "the guest has no cryptsetup"},
+		{Path: "initramfs/layout", Long: true},
+		{Path: "keys", Long: true},
+		{Path: "keys/file", Long: true},
+		{Path: "rpc", Long: true},
+		{Path: "rpc/pb", Long: true},
+		{Path: "storage/disk", Long: true},
+		{Path: "storage/mount", Long: true},
+	}
+}
+
+// hostOnly are packages that are linked into the agent but whose tests run on the build host alone.
+func hostOnly() map[string]string {
+	return map[string]string{"cmd/cloister-agent": "its test runs the go tool"}
+}
+
+// extraModules are what tests need beside the modules of a real guest.
+func extraModules() []initramfs.Want {
+	return []initramfs.Want{{Name: "loop"}, {Name: "dummy"}, {Name: "veth"}, {Name: "dm-integrity"}}
+}
