@@ -133,7 +133,10 @@ func (s *search) start() error {
 			s.looked[name] = "smaller than the header"
 			continue
 		}
-		s.looked[name], s.again[name] = "did not answer", false
+		s.again[name] = false
+		if !known {
+			s.looked[name] = "did not answer"
+		}
 		go func() { s.verdicts <- s.look(name) }() // never blocks: there is room for every disk
 	}
 	return nil
