@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/agent/oci"
+	"github.com/cloister-cc/cloister/agent/proc"
+)
+
+// inContainer is the first argument of this test binary when it runs as a container's process.
+const inContainer = "in-container"
+
+// containerMain is the program in the test's containers, since the guest has no other.
+func containerMain(args []string) int {
+	switch args[0] {
+	case "serve": // says so and waits for SIGTERM
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
+		_, _ = os.Stdout.WriteString("serving\n")
+		<-term
+		return 3
+	case "tell": // tells where it is
+		host, err := os.Hostname()
+		_, _ = fmt.Printf("pid %d host %s secret %s err %v\n", os.Getpid(), host, os.Getenv("TOKEN"), err)
+		return 5
+	}
+	return 99
+}
+
+// realCrun returns a Runtime over the crun that CRUN names. It needs root and cgroup v2, which the test guest has.
+func realCrun(t *testing.T) (*Runtime, *proc.Reaper) {
+	t.Helper()
+	crun := os.Getenv("CRUN")
+	if os.Getenv("CLOISTER_GUEST") != "1" {
+		t.Skip("crun needs root and an undivided cgroup v2 hierarchy: runs in the test guest (CLOISTER_GUEST=1)")
+	}
+	if crun == "" {
+		t.Fatal("the test guest's environment does not say where crun is (CRUN)")
+	}
+	reaper, err := proc.New(slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reaper.Close() })
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH) })
+	}
+	r, err := New(Config{Command: crun, Root: t.TempDir(), Reaper: reaper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, reaper
+}
+
+// bundle makes a bundle whose root file system holds this test binary.
+func bundle(t *testing.T, id string, args ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	root := filepath.Join(dir, "rootfs")
+	if err := os.Mkdir(root, 0o755); err != nil { //nolint:gosec // G301: a container's root
+		t.Fatal(err)
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()                                                                          //nolint:errcheck // read only
+	program, err := os.OpenFile(filepath.Join(root, "program"), os.O_WRONLY|os.O_CREATE, 0o755) //nolint:gosec // G302: it is a program
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(program, self); err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Close(); err != nil {
+		t.Fatal(err)
+	}
+	result, err := oci.Convert(&specs.Spec{
+		Process:  &specs.Process{Args: append([]string{"/program", inContainer}, args...), Cwd: "/"},
+		Hostname: "inside",
+		Linux:    &specs.Linux{Resources: &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(100))}}},
+	}, oci.Options{ID: id, RunDir: dir, Rootfs: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(result.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestCrun(t *testing.T) {
+	r, reaper := realCrun(t)
+	ctx := t.Context()
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close() //nolint:errcheck // read only
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close() //nolint:errcheck // read only
+	adopt := func(pid int, err error) *proc.Process {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := reaper.Adopt(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	io := agent.Stdio{Stdin: null, Stdout: in, Stderr: in}
+	init := adopt(r.Create(ctx, "c1", bundle(t, "c1", "serve"), io))
+	t.Cleanup(func() { _ = r.Delete(context.WithoutCancel(ctx), "c1") })
+	if err := r.Start(ctx, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, out, "serving\n")
+	exec := adopt(r.Exec(ctx, "c1", "e1", &specs.Process{Args: []string{"/program", inContainer, "tell"}, Cwd: "/", Env: []string{"TOKEN=x"}}, io))
+	<-exec.Done()
+	if status, err := exec.Status(); err != nil || status != 5 {
+		t.Errorf("exec: status %d, %v", status, err)
+	}
+	line := readLine(t, out)
+	if !strings.Contains(line, "host inside secret x err <nil>") || strings.Contains(line, fmt.Sprintf("pid %d ", exec.PID())) {
+		t.Errorf("the process in the container says %q", line)
+	}
+	if _, err := r.Exec(ctx, "c1", "e2", &specs.Process{Args: []string{"/none"}, Cwd: "/"}, io); err == nil || !strings.Contains(err.Error(), "/none") {
+		t.Errorf("exec of a missing program: %v", err)
+	}
+	if handles, err := init.Handles(unix.SIGTERM); err != nil || !handles {
+		t.Errorf("init handles SIGTERM: %t, %v", handles, err)
+	}
+	if err := r.Kill(ctx, "c1", int(unix.SIGTERM), false); err != nil {
+		t.Fatal(err)
+	}
+	<-init.Done()
+	if status, err := init.Status(); err != nil || status != 3 {
+		t.Errorf("init: status %d, %v", status, err)
+	}
+	for range 2 {
+		if err := r.Delete(ctx, "c1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/containers/c1"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the cgroup is left: %v", err)
+	}
+}
+
+func TestCrunKillsAndDeletes(t *testing.T) {
+	r, reaper := realCrun(t)
+	ctx := t.Context()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close() //nolint:errcheck // nothing is written
+	io := agent.Stdio{Stdin: null, Stdout: null, Stderr: null}
+	for name, end := range map[string]func() error{
+		"kill-all":      func() error { return r.Kill(ctx, "c2", int(unix.SIGKILL), true) },
+		"forced-delete": func() error { return r.Delete(ctx, "c2") },
+	} {
+		pid, err := r.Create(ctx, "c2", bundle(t, "c2", "serve"), io)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := reaper.Adopt(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Start(ctx, "c2"); err != nil {
+			t.Fatal(err)
+		}
+		if err := end(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		<-p.Done()
+		if status, err := p.Status(); err != nil || status != 128+9 {
+			t.Errorf("%s: status %d, %v", name, status, err)
+		}
+		if err := r.Delete(ctx, "c2"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.Create(ctx, "c3", t.TempDir(), io); err == nil || !strings.Contains(err.Error(), "config.json") {
+		t.Errorf("a bundle of nothing: %v", err)
+	}
+}
+
+func readLine(t *testing.T, f *os.File) string {
+	t.Helper()
+	buf := make([]byte, 4096)
+	n, err := f.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(buf[:n])
+}
+
+func wantLine(t *testing.T, f *os.File, want string) {
+	t.Helper()
+	if got := readLine(t, f); got != want {
+		t.Errorf("the container says %q, want %q", got, want)
+	}
+}
