@@ -61,7 +61,10 @@ func (m machine) node(name string, data []byte) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		m.t.Fatal(err)
 	}
-	if err := os.WriteFile(path, data, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(m.dir, "new"), data, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(m.dir, "new"), path); err != nil { // a disk is never seen half
 		m.t.Fatal(err)
 	}
 }
