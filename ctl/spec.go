@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 
@@ -96,9 +97,7 @@ func (c Container) spec(rootfs, sandboxID string, metadata map[string]string) *p
 		annotations[annotationKataType] = "pod_sandbox"
 	}
 	for _, m := range []map[string]string{metadata, c.Annotations} {
-		for k, v := range m {
-			annotations[k] = v
-		}
+		maps.Copy(annotations, m)
 	}
 	process := c.Process
 	if c.Pause {

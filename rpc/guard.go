@@ -71,7 +71,7 @@ func (g *guard) intercept(
 		return nil, status.Errorf(codes.Internal, "%s: served without a request", info.FullMethod)
 	case err != nil:
 		err = toStatus(request, err)
-		g.log.LogAttrs(ctx, failureLevel(err), "request failed", slog.String("method", info.FullMethod), slog.Any("error", err))
+		g.log.Log(ctx, failureLevel(err), "request failed", "method", info.FullMethod, "error", err)
 		return nil, err
 	}
 	return resp, nil

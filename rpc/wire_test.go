@@ -23,11 +23,11 @@ func rawMessage(raw []byte) proto.Message {
 	return m
 }
 
-func encode(t testing.TB, m proto.Message) []byte {
-	t.Helper()
+func encode(tb testing.TB, m proto.Message) []byte {
+	tb.Helper()
 	raw, err := proto.Marshal(m)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return raw
 }
