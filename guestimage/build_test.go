@@ -153,7 +153,6 @@ func checkBootConfig(t *testing.T, o Options, res *Result, got map[string][]byte
 func TestSecretsStayInside(t *testing.T) {
 	t.Parallel()
 	o := inputs(t)
-	o.Compression = initramfs.CompressNone
 	res := testBuilder(o).mustBuild(t)
 	key := make([]byte, layout.DiskKeySize)
 	_, err := io.ReadFull(testRand(), key)

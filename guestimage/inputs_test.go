@@ -62,7 +62,7 @@ func TestBuildRefusesInputs(t *testing.T) {
 		"no output":         {set(func(o *Options) { o.Output = "" }), "output", "not given"},
 		"policy":            {set(func(o *Options) { o.Policy = "allow" }), "policy", "neither deny-all nor allow-all"},
 		"log level":         {set(func(o *Options) { o.LogLevel = "trace" }), "log-level", "none of"},
-		"compression":       {set(func(o *Options) { o.Compression = "lzma" }), "compression", "neither zstd nor none"},
+		"compression":       {set(func(o *Options) { o.Compression = "lzma" }), "compression", "neither none nor zstd"},
 		"rootfs missing":    {set(func(o *Options) { o.Rootfs += "x" }), "rootfs", "no such file"},
 		"rootfs device":     {set(func(o *Options) { o.Rootfs = os.DevNull }), "rootfs", "neither a folder nor a tar"},
 		"modules missing":   {set(func(o *Options) { o.ModulesDir += "x" }), "modules", "no such file"},

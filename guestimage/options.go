@@ -40,7 +40,7 @@ type Options struct {
 	LogLevel string
 	// ExtraModules are kernel modules to load beside those of initramfs.GuestModules.
 	ExtraModules []string
-	// Compression of the initramfs; "" means initramfs.CompressZstd.
+	// Compression of the initramfs; "" means initramfs.CompressNone.
 	Compression initramfs.Compression
 	// Output is the folder to write. One that is there is replaced if it holds a guest or nothing, else refused.
 	Output string

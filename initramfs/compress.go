@@ -16,9 +16,11 @@ type Compression string
 
 // The compressions that WriteImage offers.
 const (
-	// CompressNone leaves the archive as it is: nothing to unpack in the guest, more to load and to seal.
+	// CompressNone leaves the archive as it is: nothing to decompress in the guest, more to load and to seal. It is the
+	// default: for an image of 21 MB, an emulated s390x guest was ready 1.0 to 1.6 s after it began to unpack instead of
+	// 2.4 to 5.2 s with zstd, an emulated amd64 guest 0.4 to 0.5 s instead of 0.6 to 1.0 s.
 	CompressNone Compression = "none"
-	// CompressZstd needs CONFIG_RD_ZSTD in the guest's kernel.
+	// CompressZstd makes images about a third as large. It needs CONFIG_RD_ZSTD in the guest's kernel.
 	CompressZstd Compression = "zstd"
 )
 
@@ -26,15 +28,15 @@ const (
 // below the kernel's own limit of 128 MiB.
 const zstdWindow = 8 << 20
 
-// ParseCompression checks the name of a compression; "" means CompressZstd.
+// ParseCompression checks the name of a compression; "" means CompressNone.
 func ParseCompression(s string) (Compression, error) {
 	switch c := Compression(s); c {
 	case "":
-		return CompressZstd, nil
+		return CompressNone, nil
 	case CompressNone, CompressZstd:
 		return c, nil
 	default:
-		return "", fmt.Errorf("compression %q is neither %s nor %s", s, CompressZstd, CompressNone)
+		return "", fmt.Errorf("compression %q is neither %s nor %s", s, CompressNone, CompressZstd)
 	}
 }
 

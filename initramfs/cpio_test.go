@@ -240,7 +240,7 @@ func TestWriteImageRefuses(t *testing.T) {
 	if _, err := ParseCompression("lzma"); err == nil {
 		t.Error("no error")
 	}
-	if c, err := ParseCompression(""); err != nil || c != CompressZstd {
+	if c, err := ParseCompression(""); err != nil || c != CompressNone {
 		t.Errorf("default %q, %v", c, err)
 	}
 }

@@ -66,7 +66,7 @@ func newBuildCommand() *cobra.Command {
 	f.StringVar(&o.Policy, "policy", "", "requests of the host: deny-all (default) or allow-all")
 	f.StringVar(&o.LogLevel, "log-level", "", "agent's log level: debug, info (default), warn or error")
 	f.StringSliceVar(&o.ExtraModules, "module", nil, "further kernel module to load (may be repeated)")
-	f.StringVar(&compression, "compression", "", "compression of the initramfs: zstd (default) or none")
+	f.StringVar(&compression, "compression", "", "compression of the initramfs: none (default) or zstd")
 	f.StringVarP(&o.Output, "output", "o", "", "folder to write; a guest that is there is replaced")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON on standard output")
 	return cmd
