@@ -231,7 +231,7 @@ func hashFile(ctx context.Context, file string) (FileInfo, error) {
 	if err != nil {
 		return FileInfo{}, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	w := &hashingWriter{w: io.Discard, h: sha256.New()}
 	for {
 		n, err := io.CopyN(w, f, 16<<20)

@@ -30,10 +30,10 @@ func unpack(tb testing.TB, file string) map[string][]byte {
 	tb.Helper()
 	f, err := os.Open(file)
 	must(tb, err)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	r, closer, err := initramfs.NewImageReader(f)
 	must(tb, err)
-	defer closer.Close() //nolint:errcheck // frees memory only
+	defer closer.Close()
 	out := make(map[string][]byte)
 	for {
 		e, err := r.Next()
@@ -140,7 +140,7 @@ func checkBootConfig(t *testing.T, o Options, res *Result, got map[string][]byte
 	}
 	f, err := os.Open(res.Initramfs)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	found, err := initramfs.Inspect(f, func(p string) bool { return strings.HasPrefix(p, layout.SecretsDir+"/") })
 	must(t, err)
 	found.Entries = slices.DeleteFunc(found.Entries, func(e initramfs.ManifestEntry) bool { return e.Path == layout.ManifestPath })

@@ -91,7 +91,7 @@ func Load(dir string) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load guest: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxGuestSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("load guest: %w", err)

@@ -32,7 +32,7 @@ func readInput(input, file string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, &InputError{Input: input, Err: err}
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return nil, &InputError{Input: input, Err: err}
@@ -108,8 +108,7 @@ func readAuth(file string) (*keys.Secret, error) {
 func checkAuth(data []byte) error {
 	var auth registryAuth
 	if err := json.Unmarshal(data, &auth); err != nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 			return fmt.Errorf("not JSON (at byte %d)", syntax.Offset)
 		}
 		return errors.New("not in the auths format")

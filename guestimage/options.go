@@ -89,8 +89,13 @@ func (o *Options) check() error {
 		return badInput("arch", "", "%q is neither %s nor %s", o.Arch, initramfs.ArchS390x, initramfs.ArchAMD64)
 	}
 	for _, in := range []struct{ name, value string }{
-		{"rootfs", o.Rootfs}, {"kernel", o.Kernel}, {"modules", o.ModulesDir}, {"agent", o.Agent},
-		{"crun", o.Crun}, {"pause", o.Pause}, {"output", o.Output},
+		{"rootfs", o.Rootfs},
+		{"kernel", o.Kernel},
+		{"modules", o.ModulesDir},
+		{"agent", o.Agent},
+		{"crun", o.Crun},
+		{"pause", o.Pause},
+		{"output", o.Output},
 	} {
 		if in.value == "" {
 			return &InputError{Input: in.name, Err: errors.New("not given")}

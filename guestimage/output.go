@@ -70,7 +70,7 @@ func (o *output) discard() { _ = os.RemoveAll(o.dir) }
 // publish puts the temporary folder into the place of the final one, in one step. A folder that was there before ends
 // as the temporary one, for discard to remove.
 func (o *output) publish() error {
-	if err := os.Chmod(o.dir, 0o755); err != nil { //nolint:gosec // G302: the file with the key has its own mode
+	if err := os.Chmod(o.dir, 0o755); err != nil {
 		return fmt.Errorf("publish %s: %w", o.final, err)
 	}
 	if err := syncDir(o.dir); err != nil {
@@ -115,6 +115,6 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close() //nolint:errcheck // read only
+	defer d.Close()
 	return d.Sync()
 }

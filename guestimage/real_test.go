@@ -56,7 +56,7 @@ func unlock(t *testing.T, res *guestimage.Result) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close() //nolint:errcheck // read only
+	defer d.Close()
 	key := content(t, res.Initramfs, layout.DiskKeyPath)
 	if _, err := d.UnsealVolume(0, key); err != nil {
 		t.Errorf("the key in the initramfs does not open the disk: %v", err)
@@ -74,12 +74,12 @@ func content(t *testing.T, image, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	r, closer, err := initramfs.NewImageReader(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closer.Close() //nolint:errcheck // frees memory only
+	defer closer.Close()
 	for {
 		e, err := r.Next()
 		if errors.Is(err, io.EOF) {

@@ -258,9 +258,8 @@ func (r *resolver) soft(name string, chain []string) error {
 	if r.dir.builtin[name] {
 		return nil
 	}
-	var missing *MissingModuleError
 	err := r.check(name, nil)
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[*MissingModuleError](err); ok {
 		if r.notes[name] == 0 {
 			r.notes[name] = noteMissingSoft
 		}

@@ -46,7 +46,7 @@ func (t *Tree) Write(ctx context.Context, w io.Writer) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("write initramfs: %w", err)
 		}
-		if err := cw.file(&files[i], uint32(i+1), t.digests[files[i].Path]); err != nil { //nolint:gosec // G115: at most MaxEntries
+		if err := cw.file(&files[i], uint32(i+1), t.digests[files[i].Path]); err != nil {
 			return fmt.Errorf("write %s to initramfs: %w", files[i].Path, err)
 		}
 	}
@@ -82,7 +82,7 @@ func (c *cpioWriter) header(name string, ino, mode, size, major, minor uint32) e
 	}
 	fields := []uint32{
 		ino, mode, 0 /* uid */, 0 /* gid */, nlink, 0 /* mtime */, size,
-		0, 0, major, minor, uint32(len(name) + 1), 0, /* check */ //nolint:gosec // G115: at most MaxPathSize
+		0, 0, major, minor, uint32(len(name) + 1), 0, /* check */
 	}
 	if _, err := io.WriteString(c, newcMagic); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (c *cpioWriter) file(f *File, ino uint32, digest string) error {
 	case fs.ModeDevice | fs.ModeCharDevice:
 		return c.header(name, ino, typeChar|perm, 0, f.Major, f.Minor)
 	case fs.ModeSymlink:
-		if err := c.header(name, ino, typeSymlink|0o777, uint32(len(f.Target)), 0, 0); err != nil { //nolint:gosec // G115: at most MaxPathSize
+		if err := c.header(name, ino, typeSymlink|0o777, uint32(len(f.Target)), 0, 0); err != nil {
 			return err
 		}
 		if _, err := io.WriteString(c, f.Target); err != nil {
@@ -124,8 +124,8 @@ func (c *cpioWriter) regular(f *File, name string, ino, mode uint32, digest stri
 	if err != nil {
 		return err
 	}
-	defer r.Close()                                                       //nolint:errcheck // read only
-	if err := c.header(name, ino, mode, uint32(size), 0, 0); err != nil { //nolint:gosec // G115: checked by open
+	defer r.Close()
+	if err := c.header(name, ino, mode, uint32(size), 0, 0); err != nil {
 		return err
 	}
 	var h hash.Hash

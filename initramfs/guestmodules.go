@@ -40,8 +40,11 @@ func commonModules() []Want {
 		{Name: "virtio_pci"}, // part of recent kernels, a module of 6.1
 		{Name: "virtio_blk"},
 		{Name: "virtio_net"},
-		{Name: "xts"}, {Name: "ecb", Optional: true}, // dm-crypt's aes-xts-plain64
-		{Name: "dm-mod"}, {Name: "dm-crypt"}, {Name: "dm-verity"},
+		{Name: "xts"},
+		{Name: "ecb", Optional: true}, // dm-crypt's aes-xts-plain64
+		{Name: "dm-mod"},
+		{Name: "dm-crypt"},
+		{Name: "dm-verity"},
 		{Name: "crc32c_generic", Optional: true}, // erofs superblock; gone from kernels since 6.16
 		{Name: "erofs"},
 		{Name: "overlay"},

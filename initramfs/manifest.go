@@ -92,7 +92,7 @@ func (f *File) describe() (ManifestEntry, error) {
 		if err != nil {
 			return e, err
 		}
-		defer r.Close() //nolint:errcheck // read only
+		defer r.Close()
 		e.Size = size
 		if !f.Secret {
 			h := sha256.New()
@@ -112,7 +112,7 @@ func Inspect(r io.Reader, secret func(path string) bool) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closer.Close() //nolint:errcheck // frees memory only
+	defer closer.Close()
 	m := &Manifest{Version: 1}
 	for {
 		e, err := ar.Next()

@@ -62,7 +62,7 @@ func (d *moduleDir) list(name string, add func(string)) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	sc := bufio.NewScanner(io.LimitReader(f, maxModuleIndex))
 	for sc.Scan() {
 		line := strings.TrimSpace(sc.Text())
@@ -87,7 +87,7 @@ func (d *moduleDir) read(p string) (string, []byte, error) {
 		if err != nil {
 			return "", nil, err
 		}
-		defer f.Close() //nolint:errcheck // read only
+		defer f.Close()
 		data, err := decompress(f, suffix)
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: %w", p+suffix, err)

@@ -258,7 +258,7 @@ func (r *Reader) end(h newcHeader) error {
 		if bytes.ContainsFunc(buf[:n], func(c rune) bool { return c != 0 }) {
 			return errors.New("read cpio: data after the trailer")
 		}
-		if err == io.EOF { //nolint:errorlint // a reader returns io.EOF itself
+		if err == io.EOF {
 			return io.EOF
 		}
 		if err != nil {

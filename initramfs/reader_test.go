@@ -81,7 +81,7 @@ func TestReaderRefuses(t *testing.T) {
 // drain reads all entries and their contents; the end of a sound archive is no error.
 func drain(r *Reader) error {
 	for {
-		if _, err := r.Next(); err == io.EOF {
+		if _, err := r.Next(); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -103,7 +103,7 @@ func TestReaderSkips(t *testing.T) {
 	if got, err := io.ReadAll(r); err != nil || string(got) != "hi" {
 		t.Errorf("content %q, error %v", got, err)
 	}
-	if _, err := r.Next(); err != io.EOF {
+	if _, err := r.Next(); !errors.Is(err, io.EOF) {
 		t.Errorf("error %v, want io.EOF", err)
 	}
 }
@@ -140,7 +140,7 @@ func FuzzReader(f *testing.F) {
 		again := &Tree{}
 		for {
 			e, err := r.Next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

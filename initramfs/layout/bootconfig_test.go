@@ -166,8 +166,7 @@ func TestEveryFieldIsDocumented(t *testing.T) {
 
 func fields(prefix string, typ reflect.Type) []string {
 	var out []string
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		inner := f.Type
 		if inner.Kind() == reflect.Slice {

@@ -71,7 +71,7 @@ func (l *layout) put(data []byte) (offset uint64) {
 }
 
 func (l *layout) name(s string) uint32 {
-	at := uint32(l.names.Len()) //nolint:gosec // G115: a few bytes
+	at := uint32(l.names.Len())
 	l.names.WriteString(s + "\x00")
 	return at
 }
@@ -104,14 +104,14 @@ func (f File) Build(tb testing.TB) []byte {
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(encoding), byte(elf.EV_CURRENT)},
 		Type:  uint16(f.Type), Machine: uint16(f.Machine), Version: uint32(elf.EV_CURRENT),
-		Phoff: fileHeaderSize, Phentsize: programHeaderSize, Phnum: uint16(len(l.progs)), //nolint:gosec // G115: at most maxProgs
-		Shoff: l.put(sections.Bytes()), Shentsize: sectionHeaderSize, Shnum: uint16(len(l.sections)), //nolint:gosec // G115: a few
-		Shstrndx: uint16(namesAt), Ehsize: fileHeaderSize, //nolint:gosec // G115: a few
+		Phoff: fileHeaderSize, Phentsize: programHeaderSize, Phnum: uint16(len(l.progs)),
+		Shoff: l.put(sections.Bytes()), Shentsize: sectionHeaderSize, Shnum: uint16(len(l.sections)),
+		Shstrndx: uint16(namesAt), Ehsize: fileHeaderSize,
 	}
 	var out bytes.Buffer
 	write(tb, &out, l.order, h)
 	write(tb, &out, l.order, l.progs)
-	out.Write(make([]byte, int(l.start)-out.Len())) //nolint:gosec // G115: a few bytes
+	out.Write(make([]byte, int(l.start)-out.Len()))
 	out.Write(l.body.Bytes())
 	out.WriteString(f.Appended)
 	return out.Bytes()
@@ -145,7 +145,7 @@ func (f File) contents(tb testing.TB, l *layout) {
 		write(tb, &dyn, l.order, []elf.Dyn64{{Tag: int64(elf.DT_NEEDED), Val: uint64(l.name(f.Needed))}, {}})
 		l.sections = append(l.sections, elf.Section64{
 			Name: l.name(".dynamic"), Type: uint32(elf.SHT_DYNAMIC), Off: l.put(dyn.Bytes()), Size: uint64(dyn.Len()),
-			Link: uint32(len(l.sections) + 1), Entsize: 16, Addralign: 8, //nolint:gosec // G115: a few
+			Link: uint32(len(l.sections) + 1), Entsize: 16, Addralign: 8,
 		})
 	}
 }
