@@ -156,6 +156,11 @@ func (m *image) test(ctx context.Context, p Package) error {
 	if err := m.tree.Add(initramfs.File{Path: t.Dir, Mode: fs.ModeDir | 0o755}); err != nil {
 		return err
 	}
+	for _, f := range p.Files {
+		if err := m.tree.Add(initramfs.File{Path: path.Join("/test/src", f), Mode: 0o644, Source: filepath.Join(m.root, f)}); err != nil {
+			return err
+		}
+	}
 	m.plan.Tests = append(m.plan.Tests, t)
 	return m.testdata(filepath.Join(m.root, p.Path, "testdata"), path.Join(t.Dir, "testdata"))
 }

@@ -13,6 +13,8 @@ type Package struct {
 	Exclude string
 	// Why says why Exclude excludes them.
 	Why string
+	// Files are further files that the tests read, below the module's root.
+	Files []string
 	// MaySkip are the tests that may skip themselves in the guest; every other skip is a failure.
 	MaySkip []string
 	// Long runs the package's tests without -test.short.
@@ -23,17 +25,24 @@ type Package struct {
 // the writers of formats that the guest reads, whose byte order a big-endian machine shows.
 func Packages() []Package {
 	return []Package{
+		{Path: "agent", Long: true},
 		{Path: "agent/boot", Long: true},
+		{Path: "agent/kernel", Long: true},
 		{Path: "agent/oci", Long: true},
 		{Path: "agent/proc"},
-		{Path: "guestimage/luks2", Exclude: "Cryptsetup", Why: "the guest has no cryptsetup"},
-		{Path: "initramfs/layout", Long: true},
+		{Path: "agent/runtime", Long: true},
+		{Path: "guestimage/luks2", Exclude: "^TestCryptsetup", Why: "the guest has no cryptsetup"},
+		{Path: "image/registry", Long: true},
+		{Path: "initramfs/layout", Files: []string{"docs/boot-config.md"}, Long: true},
 		{Path: "keys", Long: true},
 		{Path: "keys/file", Long: true},
 		{Path: "rpc", Long: true},
 		{Path: "rpc/pb", Long: true},
 		{Path: "storage/disk", Long: true},
+		{Path: "storage/dm", Long: true},
+		{Path: "storage/luks", Long: true},
 		{Path: "storage/mount", Long: true},
+		{Path: "storage/verity", Long: true},
 	}
 }
 
