@@ -59,7 +59,7 @@ soak: ## long campaigns, bounded by SOAK
 fuzz: ## run every fuzz target for FUZZTIME each
 	@go list ./... | while read -r p; do \
 	  for f in $$(go test -list '^Fuzz' "$$p" | grep '^Fuzz' || true); do \
-	    echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$p" || exit 1; done; done
+	    echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$p" || exit 1; done; done
 
 lint: $(GOLANGCI_LINT) ## static checks, and that generated code is up to date
 	$(GOLANGCI_LINT) run ./...

@@ -37,7 +37,7 @@ type Options struct {
 }
 
 // DefaultDiskTimeout is how long the root disk may take to appear.
-const DefaultDiskTimeout = 20 * time.Second
+const DefaultDiskTimeout = 10 * time.Second
 
 // Paths in the running guest, on the tmpfs at /run.
 const (

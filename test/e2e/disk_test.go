@@ -29,8 +29,8 @@ func TestFlippedBitOnTheDisk(t *testing.T) {
 	}{
 		"binary header":    {40, "differs from the pinned"},
 		"keyslot":          {g.Root.HeaderSize - 4096, "differs from the pinned"},
-		"file system":      {g.Root.PayloadOffset + 1024, "mount the root file system"},
-		"root of the tree": {g.Root.PayloadOffset + g.Root.Verity.HashOffset, "mount the root file system"},
+		"file system":      {g.Root.PayloadOffset + 1024, "data or root hash is wrong"},
+		"root of the tree": {g.Root.PayloadOffset + g.Root.Verity.HashOffset, "data or root hash is wrong"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// runMain makes the test binary behave as the agent.
+const runMain = "CLOISTER_TEST_RUN_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runMain) == "1" {
+		os.Args = append([]string{"cloister-agent"}, strings.Fields(os.Getenv("CLOISTER_TEST_ARGS"))...)
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestCommandLine(t *testing.T) {
+	for args, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"":          {2, "not started as PID 1"},
+		"--bogus":   {2, "cloister build --help"},
+		"--version": {0, "cloister-agent 0."},
+		"--help":    {0, "guest agent"},
+	} {
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
+		cmd.Env = append(os.Environ(), runMain+"=1", "CLOISTER_TEST_ARGS="+args)
+		out, err := cmd.CombinedOutput()
+		code := 0
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			code = exit.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if code != want.code || !strings.Contains(string(out), want.text) {
+			t.Errorf("cloister-agent %s: exit %d, %q; want exit %d and %q", args, code, out, want.code, want.text)
+		}
+	}
+}
+
+func TestMemoryFigures(t *testing.T) {
+	const rollup = "00400000-7fff ---p 00000000 00:00 0 [rollup]\nRss:               12345 kB\nPss:                 678 kB\nPss_Dirty: 1 kB\n"
+	if rss, pss, none := kib(rollup, "Rss:"), kib(rollup, "Pss:"), kib(rollup, "Swap:"); rss != 12345 || pss != 678 || none != 0 {
+		t.Errorf("got %d, %d and %d; want 12345, 678 and 0", rss, pss, none)
+	}
+}
