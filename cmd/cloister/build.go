@@ -76,7 +76,7 @@ func newBuildCommand() *cobra.Command {
 func requireFlags(cmd *cobra.Command, names ...string) error {
 	var missing []string
 	for _, name := range names {
-		if v, err := cmd.Flags().GetString(name); err != nil || v == "" {
+		if f := cmd.Flags().Lookup(name); f == nil || !f.Changed || f.Value.String() == "" {
 			missing = append(missing, "--"+name)
 		}
 	}
