@@ -44,7 +44,7 @@ func diffuse(b []byte) {
 	var index [4]byte
 	for i := 0; i*sha256.Size < len(b); i++ {
 		block := b[i*sha256.Size : min((i+1)*sha256.Size, len(b))]
-		binary.BigEndian.PutUint32(index[:], uint32(i)) //nolint:gosec // a small index
+		binary.BigEndian.PutUint32(index[:], uint32(i))
 		h.Reset()
 		h.Write(index[:])
 		h.Write(block)

@@ -124,7 +124,7 @@ func putKeyslot(area, volumeKey, passphrase, salt []byte, random io.Reader) erro
 	}
 	for i := range len(split) / ivUnit { // the keyslot area always has sectors of 512 bytes
 		sector := split[i*ivUnit : (i+1)*ivUnit]
-		cipher.Encrypt(sector, sector, uint64(i)) //nolint:gosec // an index
+		cipher.Encrypt(sector, sector, uint64(i))
 	}
 	return nil
 }

@@ -132,7 +132,7 @@ func encryptChunk(cipher *xts.Cipher, disk io.WriterAt, payload io.ReaderAt, buf
 	}
 	for i := 0; i < len(buf); i += SectorSize {
 		sector := buf[i : i+SectorSize]
-		cipher.Encrypt(sector, sector, uint64(off+int64(i))/ivUnit) //nolint:gosec // offsets are never negative
+		cipher.Encrypt(sector, sector, uint64(off+int64(i))/ivUnit)
 	}
 	if _, err := disk.WriteAt(buf, PayloadOffset+off); err != nil {
 		return fmt.Errorf("luks2: write payload at %d: %w", off, err)

@@ -166,8 +166,8 @@ func TestCryptsetup(t *testing.T) {
 	}
 }
 
-// TestSecondaryHeader checks the copy that cryptsetup falls back to: it must hold the same metadata.
-func TestSecondaryHeader(t *testing.T) {
+// TestCryptsetupSecondary checks the copy that cryptsetup falls back to: it must hold the same metadata.
+func TestCryptsetupSecondary(t *testing.T) {
 	name, _ := writeDisk(t, testPayload(SectorSize))
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {

@@ -130,7 +130,7 @@ func (i info) Sys() any {
 		}
 	}
 	return &erofs.Stat{
-		UID: uint32(i.uid), GID: uint32(i.gid), //nolint:gosec // checked by node.check
+		UID: uint32(i.uid), GID: uint32(i.gid),
 		Rdev: i.rdev, Nlink: links, Xattrs: i.xattrs,
 	}
 }

@@ -117,8 +117,8 @@ func scratchFile(dir string) (*os.File, error) {
 func appendVerity(f *os.File, dataSize int64, random io.Reader) (*layout.Verity, int64, error) {
 	p := verity.DefaultParams()
 	p.DataBlockSize, p.HashBlockSize = blockSize, blockSize
-	p.DataBlocks = uint64(dataSize / blockSize) //nolint:gosec // sizes are never negative
-	p.HashAreaOffset = uint64(dataSize)         //nolint:gosec // sizes are never negative
+	p.DataBlocks = uint64(dataSize / blockSize)
+	p.HashAreaOffset = uint64(dataSize)
 	p.NoSuperblock = true
 	p.Salt, p.SaltSize = make([]byte, saltSize), saltSize
 	if _, err := io.ReadFull(random, p.Salt); err != nil {
@@ -137,7 +137,7 @@ func appendVerity(f *os.File, dataSize int64, random io.Reader) (*layout.Verity,
 	return &layout.Verity{
 		RootHash: hex.EncodeToString(root), Salt: hex.EncodeToString(p.Salt), BlockSize: blockSize,
 		DataBlocks: dataSize / blockSize, HashOffset: dataSize,
-	}, dataSize + int64(treeSize), nil //nolint:gosec // about 1/127 of dataSize
+	}, dataSize + int64(treeSize), nil
 }
 
 // writeDisk encrypts the payload into a file beside o.Output, then puts that in its place.

@@ -116,7 +116,7 @@ func folderXattrs(name string) (map[string]string, error) {
 	list := make([]byte, 64<<10) // the kernel's XATTR_LIST_MAX
 	size, err := unix.Llistxattr(name, list)
 	if errors.Is(err, unix.ENOTSUP) {
-		return nil, nil //nolint:nilnil // none
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list extended attributes: %w", err)

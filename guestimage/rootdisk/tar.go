@@ -104,7 +104,7 @@ func (t *tarReader) add(h *tar.Header) error {
 
 // tarMode returns the permission bits of an entry; its type comes from the type flag alone.
 func tarMode(bits int64) fs.FileMode {
-	mode := fs.FileMode(bits & 0o777) //nolint:gosec // nine bits
+	mode := fs.FileMode(bits & 0o777)
 	for bit, m := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
 		if bits&bit != 0 {
 			mode |= m

@@ -196,8 +196,7 @@ func (s *search) look(name string) verdict {
 
 // cause returns an error's text without the path, which the list of disks names anyway.
 func cause(err error) string {
-	var path *fs.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		err = path.Err
 	}
 	return err.Error()

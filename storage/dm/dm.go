@@ -137,7 +137,7 @@ func (k kernel) node(name string) (string, error) {
 	var st unix.Stat_t
 	switch err := unix.Lstat(path, &st); {
 	case errors.Is(err, unix.ENOENT):
-		if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(info.DevNo)); err != nil { //nolint:gosec // dev_t fits
+		if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(info.DevNo)); err != nil {
 			return "", fmt.Errorf("make node %s: %w", path, os.NewSyscallError("mknod", err))
 		}
 	case err != nil:

@@ -94,7 +94,7 @@ func TestMapAndRemove(t *testing.T) {
 		t.Fatalf("mapped at %q, %v", path, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil || st.Mode != unix.S_IFBLK|0o600 || uint64(st.Rdev) != unix.Mkdev(253, 7) {
+	if err := unix.Stat(path, &st); err != nil || st.Mode != unix.S_IFBLK|0o600 || st.Rdev != unix.Mkdev(253, 7) {
 		t.Errorf("node %+v, %v", st, err)
 	}
 	if d := f.devices["root"]; d.Flags != devmapper.ReadOnlyFlag || d.UUID != "UUID" {

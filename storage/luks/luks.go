@@ -160,9 +160,9 @@ func (p Params) checkVolume(v *luksgo.Volume) error {
 		{"type", v.LuksType, "LUKS2"},
 		{"device", v.BackingDevice, p.Device},
 		{"cipher", v.StorageEncryption, cipher},
-		{"sector size", v.StorageSectorSize, uint64(p.SectorSize)},   //nolint:gosec // a negative one differs
-		{"payload offset", v.StorageOffset, uint64(p.PayloadOffset)}, //nolint:gosec // checked by checkSize
-		{"payload size", v.StorageSize, uint64(p.PayloadSize)},       //nolint:gosec // checked by checkSize
+		{"sector size", v.StorageSectorSize, uint64(p.SectorSize)},
+		{"payload offset", v.StorageOffset, uint64(p.PayloadOffset)},
+		{"payload size", v.StorageSize, uint64(p.PayloadSize)},
 		{"IV tweak", v.StorageIvTweak, uint64(0)},
 		{"number of flags", len(v.Flags), 2},
 	} {

@@ -82,11 +82,11 @@ func (p Params) table() (devmapper.VerityTable, error) {
 	if len(p.Salt) > 0 {
 		salt = hex.EncodeToString(p.Salt)
 	}
-	blocks := uint64(p.DataBlocks) //nolint:gosec // checked
+	blocks := uint64(p.DataBlocks)
 	return devmapper.VerityTable{
 		Length: blocks * blockSize, HashType: hashType,
 		DataDevice: p.Device, HashDevice: p.Device, DataBlockSize: blockSize, HashBlockSize: blockSize,
-		NumDataBlocks: blocks, HashStartBlock: uint64(p.HashOffset / blockSize), //nolint:gosec // checked
+		NumDataBlocks: blocks, HashStartBlock: uint64(p.HashOffset / blockSize),
 		Algorithm: "sha256", Digest: hex.EncodeToString(p.RootHash), Salt: salt,
 	}, nil
 }
