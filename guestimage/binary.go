@@ -30,9 +30,12 @@ func platformOf(arch string) platform {
 }
 
 // CommandLine returns the kernel command line that a guest of the architecture is started with. init_on_free is what
-// makes sure that no freed page keeps a secret; panic=-1 restarts, and so ends, a virtual machine whose agent died.
+// makes sure that no freed page keeps a secret. panic=-1 restarts, and so ends, a virtual machine whose agent died.
+// lockdown closes every way from user space into the kernel's memory, and sig_enforce keeps out modules that the
+// kernel's maker has not signed.
 func CommandLine(arch string) string {
-	return "console=" + platformOf(arch).console + " panic=-1 init_on_free=1"
+	const hardening = " panic=-1 init_on_free=1 lockdown=confidentiality module.sig_enforce=1"
+	return "console=" + platformOf(arch).console + hardening
 }
 
 // readBinary reads a static ELF executable of the architecture.

@@ -185,8 +185,8 @@ func TestKernelRelease(t *testing.T) {
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	for arch, want := range map[string]string{
-		initramfs.ArchS390x: "console=ttysclp0 panic=-1 init_on_free=1",
-		initramfs.ArchAMD64: "console=ttyS0 panic=-1 init_on_free=1",
+		initramfs.ArchS390x: "console=ttysclp0 panic=-1 init_on_free=1 lockdown=confidentiality module.sig_enforce=1",
+		initramfs.ArchAMD64: "console=ttyS0 panic=-1 init_on_free=1 lockdown=confidentiality module.sig_enforce=1",
 	} {
 		if got := CommandLine(arch); got != want {
 			t.Errorf("command line of %s is %q", arch, got)

@@ -148,10 +148,10 @@ func (t *table) containers(ctx context.Context, s *ctl.Session, ref string) erro
 		{"start", func() error { return s.StartContainer(ctx, "first") }},
 		{"create, image cached", func() error { return s.CreateContainer(ctx, sleep("second")) }},
 		{"exec of true, wait", func() error {
-			if err := s.Exec(ctx, "first", "x", ctl.Process{Args: []string{"/bin/true"}}); err != nil {
+			if err := s.Exec(ctx, "first", "exec-1", ctl.Process{Args: []string{"/bin/true"}}); err != nil {
 				return err
 			}
-			_, err := s.Wait(ctx, "first", "x")
+			_, err := s.Wait(ctx, "first", "exec-1")
 			return err
 		}},
 		{"kill, wait", func() error {
