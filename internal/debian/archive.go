@@ -139,7 +139,7 @@ func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error
 	if err := a.update(ctx, s); err != nil {
 		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
 	}
-	if err := os.WriteFile(a.stampPath(s), nil, 0o644); err != nil {
+	if err := os.WriteFile(a.stampPath(s), nil, 0o600); err != nil {
 		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
 	}
 	a.progress(fmt.Sprintf("lists of %s refreshed in %.1f s", s, time.Since(start).Seconds()))
@@ -191,7 +191,7 @@ func (a *Archive) update(ctx context.Context, s Suite) error {
 		kind = "deb-src"
 	}
 	line := fmt.Sprintf("%s [signed-by=%s] %s %s main\n", kind, Keyring, mirror, s.Name)
-	if err := os.WriteFile(filepath.Join(d, "sources.list"), []byte(line), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(d, "sources.list"), []byte(line), 0o600); err != nil {
 		return fmt.Errorf("write sources.list: %w", err)
 	}
 	_, err = run(ctx, 10*time.Minute, d, "apt-get", append(a.options(s), "update")...)

@@ -80,7 +80,8 @@ func TestParseFields(t *testing.T) {
 }
 
 func TestFirstDebian(t *testing.T) {
-	out := "Ubuntu Ubuntu http://u/\nDebian Debian-Security http://s/\nDebian Debian http://d/debian/\nDebian Debian http://later/\n"
+	const debian = "Debian"
+	out := "Ubuntu Other http://u/\n" + debian + " Debian-Security http://s/\n" + debian + " " + debian + " http://d/debian/\n" + debian + " " + debian + " http://later/\n"
 	if got := firstDebian(out); got != "http://d/debian/" {
 		t.Errorf("got %q", got)
 	}

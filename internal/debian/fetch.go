@@ -145,6 +145,12 @@ func downloadVerb(s Suite) []string {
 	return []string{"download"}
 }
 
+// place returns where a package lies in the cache.
+func (a *Archive) place(p *Package) string {
+	suite := p.Suite
+	return filepath.Join(a.dir, "packages", suite.String(), cacheName(p.Name, p.Version, p.SHA256))
+}
+
 // unpack unpacks a .deb into a folder of its own, which appears under its name only when it is complete.
 func (a *Archive) unpack(ctx context.Context, p *Package, file string) error {
 	fields, err := run(ctx, queryTimeout, "", "dpkg-deb", "--field", file, "Version", "Depends")
@@ -153,7 +159,7 @@ func (a *Archive) unpack(ctx context.Context, p *Package, file string) error {
 	}
 	f := parseFields(fields)
 	p.Version, p.Depends = f["Version"], f["Depends"]
-	p.Path = filepath.Join(a.dir, "packages", p.Suite.String(), cacheName(p.Name, p.Version, p.SHA256))
+	p.Path = a.place(p)
 	tmp := filepath.Join(filepath.Dir(file), "root")
 	if _, err := run(ctx, unpackTimeout, "", "dpkg-deb", "--extract", file, tmp); err != nil {
 		return err
@@ -170,7 +176,7 @@ func (a *Archive) keepTar(_ context.Context, p *Package, file string) error {
 	} else {
 		return fmt.Errorf("source file name %q is not %s_VERSION.orig.tar…", base, p.Name)
 	}
-	p.Path = filepath.Join(a.dir, "packages", p.Suite.String(), cacheName(p.Name, p.Version, p.SHA256)+base[strings.Index(base, ".tar"):])
+	p.Path = a.place(p) + base[strings.Index(base, ".tar"):]
 	return replace(file, p.Path)
 }
 

@@ -5,6 +5,7 @@ package qemu
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -27,10 +28,10 @@ type process struct {
 	err    error         // of the child's end; read it after done
 }
 
-// startProcess starts a child. The kernel signals a child when the thread that made it ends, so the goroutine that
+// startProcess starts a child, which outlives ctx: its end is stop's matter. The kernel signals a child when the thread that made it ends, so the goroutine that
 // starts it keeps its thread until the child has ended.
-func startProcess(stdout io.Writer, name string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(name, args...), stderr: &tail{limit: 16 << 10}, done: make(chan struct{})}
+func startProcess(ctx context.Context, stdout io.Writer, name string, args ...string) (*process, error) {
+	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), name, args...), stderr: &tail{limit: 16 << 10}, done: make(chan struct{})}
 	p.cmd.Stdout = stdout
 	p.cmd.Stderr = p.stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

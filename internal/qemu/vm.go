@@ -53,7 +53,7 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start guest: %w", err)
 	}
-	if err := vm.startQEMU(c, cid); err != nil {
+	if err := vm.startQEMU(ctx, c, cid); err != nil {
 		if vm.backend != nil {
 			vm.backend.stop()
 		}
@@ -88,7 +88,7 @@ func (vm *VM) startVsock(ctx context.Context, c Config) (cid uint32, err error) 
 			return 0, fmt.Errorf("remove stale socket: %w", err)
 		}
 	}
-	vm.backend, err = startProcess(io.Discard, c.VsockBackend, "--guest-cid", fmt.Sprint(backendCID),
+	vm.backend, err = startProcess(ctx, io.Discard, c.VsockBackend, "--guest-cid", fmt.Sprint(backendCID),
 		"--socket", c.deviceSocket(), "--uds-path", c.agentSocket(), "--tx-buffer-size", txBufferSize)
 	if err != nil {
 		return 0, fmt.Errorf("start vsock backend: %w", err)
@@ -117,7 +117,7 @@ func waitForSocket(ctx context.Context, path string, p *process) error {
 	}
 }
 
-func (vm *VM) startQEMU(c Config, cid uint32) error {
+func (vm *VM) startQEMU(ctx context.Context, c Config, cid uint32) error {
 	m, err := machineOf(c.Arch)
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func (vm *VM) startQEMU(c Config, cid uint32) error {
 	if c.Dir != "" {
 		binary = filepath.Join(c.Dir, "usr/bin", m.binary)
 	}
-	vm.qemu, err = startProcess(io.MultiWriter(vm.console, c.Console), binary, args...)
+	vm.qemu, err = startProcess(ctx, io.MultiWriter(vm.console, c.Console), binary, args...)
 	if err != nil {
 		return fmt.Errorf("start QEMU: %w", err)
 	}

@@ -127,7 +127,7 @@ func (b *Bed) save(cache string) error {
 		return fmt.Errorf("save test bed: %w", err)
 	}
 	tmp := bedPath(cache, b.Arch) + ".tmp" // the cache is locked
-	if err := os.WriteFile(tmp, append(data, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(tmp, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save test bed: %w", err)
 	}
 	if err := os.Rename(tmp, bedPath(cache, b.Arch)); err != nil {

@@ -49,7 +49,7 @@ func (s *setup) pause(ctx context.Context) error {
 	}
 	dir, err := s.build("pause", "1", key, func(dir string) error {
 		c := filepath.Join(dir, "pause.c")
-		if err := os.WriteFile(c, []byte(source), 0o644); err != nil {
+		if err := os.WriteFile(c, []byte(source), 0o600); err != nil {
 			return fmt.Errorf("write source: %w", err)
 		}
 		_, err := command(ctx, time.Minute, dir, nil, cc, append(pauseFlags(), "-o", "pause", "pause.c")...)

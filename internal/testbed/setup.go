@@ -137,7 +137,7 @@ func (s *setup) run(ctx context.Context) error {
 		return err
 	}
 	slices.SortFunc(s.bed.Packages, func(a, b debian.Package) int {
-		return cmp.Or(cmp.Compare(a.Suite.String(), b.Suite.String()), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Arch, b.Arch), cmp.Compare(a.Suite.Name, b.Suite.Name), cmp.Compare(a.Name, b.Name))
 	})
 	if err := s.bed.check(); err != nil {
 		return err

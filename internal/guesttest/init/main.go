@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ import (
 
 func main() {
 	c := &console{w: os.Stdout}
-	if err := run(c); err != nil {
+	if err := run(context.Background(), c); err != nil {
 		c.send(plan.Event{Kind: plan.KindError, Text: err.Error()})
 	} else {
 		c.send(plan.Event{Kind: plan.KindDone})
@@ -38,7 +39,7 @@ func main() {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func run(c *console) error {
+func run(ctx context.Context, c *console) error {
 	if os.Getpid() != 1 {
 		return errors.New("this is PID 1 of a test guest; run it by the tests of internal/guesttest")
 	}
@@ -65,7 +66,7 @@ func run(c *console) error {
 	for _, t := range p.Tests {
 		c.send(plan.Event{Kind: plan.KindStart, Package: t.Package})
 		start := time.Now()
-		exit, err := runTest(c, t, p.Env)
+		exit, err := runTest(ctx, c, t, p.Env)
 		if err != nil {
 			return fmt.Errorf("run tests of %s: %w", t.Package, err)
 		}
@@ -141,7 +142,7 @@ func loadModule(path string) error {
 
 // cgroups lets the controllers that containers are limited with work below the root group.
 func cgroups() error {
-	err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+cpu +memory +pids"), 0o644)
+	err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+cpu +memory +pids"), 0o600)
 	if err != nil {
 		return fmt.Errorf("enable cgroup controllers: %w", err)
 	}
@@ -167,13 +168,13 @@ func loopbackUp() error {
 }
 
 // runTest runs one test binary and returns its exit status. What it has left behind in its process group ends with it.
-func runTest(c *console, t plan.Test, env []string) (int, error) {
+func runTest(ctx context.Context, c *console, t plan.Test, env []string) (int, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = r.Close() }()
-	cmd := exec.Command(t.Binary, t.Args...)
+	cmd := exec.CommandContext(ctx, t.Binary, t.Args...)
 	cmd.Dir, cmd.Env = t.Dir, env
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
