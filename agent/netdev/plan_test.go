@@ -182,15 +182,18 @@ func TestRouteOf(t *testing.T) {
 	}{
 		"default": {
 			netlink.Route{LinkIndex: 3, Type: 1, Family: unix.AF_INET, Dst: all4, Gw: net.IPv4(10, 0, 0, 1)},
-			Route{Device: "eth0", Gateway: netip.MustParseAddr("10.0.0.1")}, true,
+			Route{Device: "eth0", Gateway: netip.MustParseAddr("10.0.0.1")},
+			true,
 		},
 		"default without destination": {
 			netlink.Route{LinkIndex: 3, Type: 1, Family: unix.AF_INET6, MTU: 1400},
-			Route{Device: "eth0", IPv6: true, MTU: 1400}, true,
+			Route{Device: "eth0", IPv6: true, MTU: 1400},
+			true,
 		},
 		"net": {
 			netlink.Route{LinkIndex: 2, Type: 1, Family: unix.AF_INET6, Dst: some6, Scope: 253, Flags: 4},
-			Route{Device: "enp1s0", IPv6: true, Dest: prefix("fd00::/64"), Scope: 253, Flags: 4}, true,
+			Route{Device: "enp1s0", IPv6: true, Dest: prefix("fd00::/64"), Scope: 253, Flags: 4},
+			true,
 		},
 		"unknown link": {netlink.Route{LinkIndex: 9, Type: 1}, Route{}, false},
 		"multicast":    {netlink.Route{LinkIndex: 3, Type: unix.RTN_MULTICAST}, Route{}, false},

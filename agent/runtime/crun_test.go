@@ -7,12 +7,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,26 +21,6 @@ import (
 	"github.com/cloister-cc/cloister/agent/oci"
 	"github.com/cloister-cc/cloister/agent/proc"
 )
-
-// inContainer is the first argument of this test binary when it runs as a container's process.
-const inContainer = "in-container"
-
-// containerMain is the program in the test's containers, since the guest has no other.
-func containerMain(args []string) int {
-	switch args[0] {
-	case "serve": // says so and waits for SIGTERM
-		term := make(chan os.Signal, 1)
-		signal.Notify(term, unix.SIGTERM)
-		_, _ = os.Stdout.WriteString("serving\n")
-		<-term
-		return 3
-	case "tell": // tells where it is
-		host, err := os.Hostname()
-		_, _ = fmt.Printf("pid %d host %s secret %s err %v\n", os.Getpid(), host, os.Getenv("TOKEN"), err)
-		return 5
-	}
-	return 99
-}
 
 // realCrun returns a Runtime over the crun that CRUN names. It needs root and cgroup v2, which the test guest has.
 func realCrun(t *testing.T) (*Runtime, *proc.Reaper) {
@@ -81,19 +59,7 @@ func bundle(t *testing.T, id string, args ...string) string {
 	if err := os.Mkdir(root, 0o755); err != nil { //nolint:gosec // G301: a container's root
 		t.Fatal(err)
 	}
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer self.Close()                                                                          //nolint:errcheck // read only
-	program, err := os.OpenFile(filepath.Join(root, "program"), os.O_WRONLY|os.O_CREATE, 0o755) //nolint:gosec // G302: it is a program
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(program, self); err != nil {
-		t.Fatal(err)
-	}
-	if err := program.Close(); err != nil {
+	if err := copyProgram("/proc/self/exe", filepath.Join(root, "program")); err != nil {
 		t.Fatal(err)
 	}
 	result, err := oci.Convert(&specs.Spec{
@@ -150,9 +116,9 @@ func TestCrun(t *testing.T) {
 	if status, err := exec.Status(); err != nil || status != 5 {
 		t.Errorf("exec: status %d, %v", status, err)
 	}
-	line := readLine(t, out)
-	if !strings.Contains(line, "host inside secret x err <nil>") || strings.Contains(line, fmt.Sprintf("pid %d ", exec.PID())) {
-		t.Errorf("the process in the container says %q", line)
+	told := parseTold(readLine(t, out))
+	if told["host"] != "inside" || told["token"] != "x" || told["number"] == strconv.Itoa(exec.PID()) {
+		t.Errorf("the process in the container says %v", told)
 	}
 	if _, err := r.Exec(ctx, "c1", "e2", &specs.Process{Args: []string{"/none"}, Cwd: "/"}, io); err == nil || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("exec of a missing program: %v", err)

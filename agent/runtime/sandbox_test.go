@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package runtime
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/agent/kernel"
+)
+
+// busyboxImage is the reference of an image with the guest's busybox.
+const busyboxImage = "registry.example/busybox:1"
+
+// binaryImages mounts a tmpfs with one program as every image, busybox or this test binary; it implements
+// agent.Images.
+type binaryImages struct{ targets map[string]string }
+
+func (i binaryImages) Mount(_ context.Context, id, reference, target string) error {
+	if err := unix.Mount("tmpfs", target, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	i.targets[id] = target
+	if reference == busyboxImage {
+		return copyProgram(os.Getenv("CLOISTER_BUSYBOX"), filepath.Join(target, "busybox"))
+	}
+	return copyProgram("/proc/self/exe", filepath.Join(target, "program"))
+}
+
+func (i binaryImages) MountPause(ctx context.Context, id, target string) (*specs.Process, error) {
+	return &specs.Process{Args: []string{"/program", inContainer, "serve"}, Cwd: "/"}, i.Mount(ctx, id, "", target)
+}
+
+func (i binaryImages) Unmount(_ context.Context, id string) error {
+	target, ok := i.targets[id]
+	if !ok {
+		return nil
+	}
+	delete(i.targets, id)
+	return unix.Unmount(target, unix.MNT_DETACH)
+}
+
+func copyProgram(from, to string) error {
+	in, err := os.Open(from) //nolint:gosec // G304: a path of the test
+	if err != nil {
+		return err
+	}
+	defer in.Close()                                            //nolint:errcheck // read only
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE, 0o755) //nolint:gosec // G302: it is a program
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		_ = out.Close()
+		return err
+	}
+	return out.Close()
+}
+
+// pod is a sandbox with everything real but the images.
+type pod struct {
+	*agent.Sandbox
+	images binaryImages
+	dir    string
+}
+
+func newPod(t *testing.T) *pod {
+	t.Helper()
+	r, reaper := realCrun(t)
+	p := &pod{images: binaryImages{targets: make(map[string]string)}, dir: filepath.Join(t.TempDir(), "run")}
+	var err error
+	p.Sandbox, err = agent.NewSandbox(agent.Config{
+		Images: p.images, Runtime: r, Kernel: kernel.Linux{}, Reaper: reaper, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		RunDir: p.dir, ResolvConf: filepath.Join(t.TempDir(), "none"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	t.Cleanup(func() {
+		if err := p.Destroy(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+		if len(p.images.targets) != 0 {
+			t.Errorf("still mounted: %v", p.images.targets)
+		}
+	})
+	if err := p.Create(ctx, agent.SandboxConfig{ID: "pod", Hostname: "pod-1", DNS: []string{"nameserver 192.0.2.1"}}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *pod) start(t *testing.T, id string, sharePID bool, args ...string) {
+	t.Helper()
+	err := p.CreateContainer(t.Context(), agent.ContainerConfig{
+		ID: id,
+		Spec: &specs.Spec{
+			Process: &specs.Process{
+				Args: append([]string{"/program", inContainer}, args...), Cwd: "/", Env: []string{"TOKEN=of-" + id},
+				User: specs.User{UID: 1000, GID: 1000}, NoNewPrivileges: true,
+			},
+			Mounts: []specs.Mount{
+				{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+				{Destination: "/dev", Type: "tmpfs", Options: []string{"nosuid", "mode=755", "size=65536k"}},
+				{Destination: "/dev/shm", Type: "bind", Source: filepath.Join(p.dir, "sandbox/shm"), Options: []string{"rbind"}},
+				{Destination: "/etc/resolv.conf", Type: "bind", Source: filepath.Join(p.dir, "sandbox/resolv.conf"), Options: []string{"rbind", "ro"}},
+			},
+			Linux: &specs.Linux{
+				CgroupsPath: "pod.slice:test:" + id,
+				Sysctl:      map[string]string{"kernel.shmmni": "4000", "net.ipv4.ping_group_range": "0 0"},
+			},
+		},
+		Storages:     []agent.Storage{{Driver: agent.DriverImageGuestPull, Source: "registry.example/app:1"}},
+		SandboxPIDNS: sharePID,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.StartContainer(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// output reads standard output to its end.
+func (p *pod) output(t *testing.T, id, execID string) string {
+	t.Helper()
+	var all strings.Builder
+	for {
+		data, err := p.ReadStdout(t.Context(), id, execID, 32768)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) == 0 {
+			return all.String()
+		}
+		all.Write(data)
+	}
+}
+
+func (p *pod) wantStatus(t *testing.T, id, execID string, want int) {
+	t.Helper()
+	if got, err := p.Wait(t.Context(), id, execID); err != nil || got != want {
+		t.Errorf("status of %q/%q: %d, %v; want %d", id, execID, got, err, want)
+	}
+}
+
+// One sandbox with real containers: what the stand-ins of the agent's own tests cannot show.
+func TestSandboxOverCrun(t *testing.T) {
+	p := newPod(t)
+	ctx := t.Context()
+	p.start(t, "pause", false, "tell-and-serve")
+	p.start(t, "app", true, "tell-and-serve")
+	told := make(map[string]map[string]string)
+	for _, id := range []string{"pause", "app"} {
+		data, err := p.ReadStdout(ctx, id, "", 4096)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told[id] = parseTold(string(data))
+	}
+	for key, want := range map[string]string{"host": "pod-1", "uid": "1000", "shmmni": "4000", "resolv": "nameserver 192.0.2.1"} {
+		for id, got := range told {
+			if got[key] != want {
+				t.Errorf("%s: %s is %q, want %q", id, key, got[key], want)
+			}
+		}
+	}
+	if told["pause"]["number"] != "1" || told["app"]["number"] == "1" {
+		t.Errorf("pids in the shared namespace: %s and %s", told["pause"]["number"], told["app"]["number"])
+	}
+	own := tell()
+	for _, ns := range []string{"ipc", "uts", "pid", "net", "mnt", "cgroup"} {
+		a, b, mine := told["pause"][ns], told["app"][ns], own[ns]
+		shared, ofAgent := ns == "ipc" || ns == "uts" || ns == "pid" || ns == "net", ns == "net"
+		if (a == b) != shared || (a == mine) != ofAgent || a == "" {
+			t.Errorf("%s namespaces: %s, %s, and %s of the agent", ns, a, b, mine)
+		}
+	}
+	if err := p.Exec(ctx, "app", "e1", &specs.Process{Args: []string{"/program", inContainer, "tell"}, User: specs.User{UID: 1001}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := parseTold(p.output(t, "app", "e1")); got["token"] != "of-app" || got["uid"] != "1001" || got["mnt"] != told["app"]["mnt"] {
+		t.Errorf("exec tells %v", got)
+	}
+	p.wantStatus(t, "app", "e1", 5)
+	if err := p.Signal(ctx, "app", "", 15); err != nil {
+		t.Fatal(err)
+	}
+	p.wantStatus(t, "app", "", 3)
+	if err := p.RemoveContainer(ctx, "app", 0); err != nil {
+		t.Error(err)
+	}
+	if err := p.Signal(ctx, "pause", "", 9); err != nil {
+		t.Fatal(err)
+	}
+	p.wantStatus(t, "pause", "", 128+9)
+	if err := p.Signal(ctx, "pause", "", 9); err != nil {
+		t.Errorf("SIGKILL after the exit: %v", err)
+	}
+}
+
+// The init process of a PID namespace gets no signal that it does not handle; SIGTERM must end it all the same.
+func TestTerminateOverCrun(t *testing.T) {
+	p := newPod(t)
+	// A Go program handles every signal, so this takes another.
+	busybox := os.Getenv("CLOISTER_BUSYBOX")
+	if busybox == "" {
+		t.Fatal("the test guest's environment does not say where busybox is (CLOISTER_BUSYBOX)")
+	}
+	if err := p.CreateContainer(t.Context(), agent.ContainerConfig{
+		ID:       "c1",
+		Spec:     &specs.Spec{Process: &specs.Process{Args: []string{"/busybox", "sh", "-c", "echo ready; exec /busybox sleep 1000"}, Cwd: "/"}},
+		Storages: []agent.Storage{{Driver: agent.DriverImageGuestPull, Source: busyboxImage}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.StartContainer(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := p.ReadStdout(t.Context(), "c1", "", 100); err != nil || string(data) != "ready\n" {
+		t.Fatalf("%q, %v", data, err)
+	}
+	if err := p.Signal(t.Context(), "c1", "", 15); err != nil {
+		t.Fatal(err)
+	}
+	p.wantStatus(t, "c1", "", 128+9)
+}
+
+// A process that an exec left behind in the container holds its pipe, and becomes the container's, not the agent's.
+func TestBackgroundOverCrun(t *testing.T) {
+	p := newPod(t)
+	p.start(t, "c1", false, "serve")
+	if err := p.Exec(t.Context(), "c1", "e1", &specs.Process{Args: []string{"/program", inContainer, "leave-behind"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.output(t, "c1", "e1"); got != "left\n" {
+		t.Errorf("output %q", got)
+	}
+	p.wantStatus(t, "c1", "e1", 0)
+	if err := p.RemoveContainer(t.Context(), "c1", 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFailedCreateOverCrun(t *testing.T) {
+	p := newPod(t)
+	err := p.CreateContainer(t.Context(), agent.ContainerConfig{
+		ID: "c1", Spec: &specs.Spec{Process: &specs.Process{Args: []string{"/none"}, Cwd: "/"}},
+		Storages: []agent.Storage{{Driver: agent.DriverImageGuestPull, Source: "registry.example/app:1"}},
+	})
+	if err == nil || !strings.Contains(err.Error(), "/none") {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	if left, err := os.ReadDir(p.dir); err != nil || len(left) != 2 {
+		t.Errorf("left in the run folder: %v, %v", left, err)
+	}
+	p.start(t, "c1", false, "serve")
+}
