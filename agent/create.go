@@ -110,7 +110,7 @@ func (s *Sandbox) build(ctx context.Context, u *undo, c *container, result *oci.
 // might still be mounted there.
 func makeBundle(u *undo, c *container) error {
 	for _, dir := range []string{c.bundle, c.rootfs} {
-		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // G301: users other than root run in it
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 		u.add("folder", func(context.Context) error { return os.Remove(dir) })

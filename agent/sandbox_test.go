@@ -53,7 +53,7 @@ func newBed(t *testing.T) *bed {
 	}
 	t.Cleanup(func() {
 		b.runtime.Hook, b.images.Hook, b.kernel.Hook = nil, nil, nil
-		_ = b.Destroy(context.Background()) //nolint:usetesting // the test's context has ended
+		_ = b.Destroy(context.Background())
 	})
 	return b
 }

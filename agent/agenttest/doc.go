@@ -5,7 +5,7 @@
 // The Runtime behaves like an OCI runtime as far as the sandbox can tell, with real processes of the test host.
 package agenttest
 
-// Hook, if not nil, is called before each operation with its name ("Create", "Mount", …) and its first argument: the
+// Hook is a function that, if not nil, is called before each operation with its name ("Create", "Mount", …) and its first argument: the
 // container id, or a path or key for Kernel. An error makes the operation fail; it may block.
 type Hook func(operation, what string) error
 

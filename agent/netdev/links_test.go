@@ -88,6 +88,7 @@ func TestLoopbackUp(t *testing.T) {
 
 func TestUpdateInterface(t *testing.T) {
 	inNetNS(t, func(t *testing.T, h *netlink.Handle) {
+		t.Helper()
 		l := New()
 		update := func(want Interface) {
 			t.Helper()
@@ -144,6 +145,7 @@ func TestUpdateInterface(t *testing.T) {
 
 func TestUpdateRoutes(t *testing.T) {
 	inNetNS(t, func(t *testing.T, _ *netlink.Handle) {
+		t.Helper()
 		l := New()
 		for _, want := range []Interface{
 			{HWAddr: "02:00:00:00:00:02"}, // its peer, so that eth0 has a carrier

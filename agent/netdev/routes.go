@@ -90,7 +90,7 @@ func routeOf(r netlink.Route, links []link) (out Route, ok bool) {
 	out = Route{
 		Device: links[i].name,
 		Scope:  uint8(r.Scope),
-		Flags:  uint32(r.Flags), //nolint:gosec // G115: RTNH_F_* are a few low bits
+		Flags:  uint32(r.Flags),
 		MTU:    uint32(min(max(r.MTU, 0), maxMTU)),
 		IPv6:   r.Family == unix.AF_INET6,
 	}

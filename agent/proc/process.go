@@ -50,11 +50,7 @@ func (r *Reaper) Adopt(pid int) (*Process, error) {
 	fd, err := r.openPidfd(pid)
 	if err == nil {
 		p.pidfd = os.NewFile(uintptr(fd), "pidfd")
-		r.waits.Add(1)
-		go func() {
-			defer r.waits.Done()
-			p.waitPidfd()
-		}()
+		r.waits.Go(p.waitPidfd)
 	} else {
 		r.warnFallback(err)
 		go p.waitThread()
@@ -193,7 +189,7 @@ func (p *Process) Handles(sig unix.Signal) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read signal masks of process %d: %w", p.pid, err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	found := 0
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		name, value, ok := strings.Cut(lines.Text(), ":")

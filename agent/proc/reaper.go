@@ -47,14 +47,12 @@ func New(log *slog.Logger) (*Reaper, error) {
 		}
 	}
 	r := newReaper(log)
-	r.waits.Add(1)
-	go func() {
-		defer r.waits.Done()
+	r.waits.Go(func() {
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, unix.SIGCHLD)
 		defer signal.Stop(signals)
 		r.sweepLoop(signals, r.sweep)
-	}()
+	})
 	return r, nil
 }
 

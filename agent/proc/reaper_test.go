@@ -35,7 +35,7 @@ func testReaper(t *testing.T) *Reaper {
 }
 
 // orphan runs script in a shell whose parent exits at once, as an OCI runtime does, and returns the shell's pid.
-func orphan(t testing.TB, r *Reaper, script string) int {
+func orphan(t *testing.T, r *Reaper, script string) int {
 	t.Helper()
 	var out bytes.Buffer
 	// Without the exec the launching shell may reap the other one before it exits itself.
@@ -55,7 +55,7 @@ func orphan(t testing.TB, r *Reaper, script string) int {
 	return pid
 }
 
-func adopt(t testing.TB, r *Reaper, script string) *Process {
+func adopt(t *testing.T, r *Reaper, script string) *Process {
 	t.Helper()
 	release := r.Hold()
 	defer release()
@@ -88,6 +88,33 @@ func TestStartStatus(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A background process that holds the output open keeps neither Wait nor the status back.
+func TestStartOutputHeldOpen(t *testing.T) {
+	r := testReaper(t)
+	var out bytes.Buffer
+	cmd := exec.Command("sh", "-c", "sleep 1000 & echo $!; exit 0")
+	cmd.Stdout, cmd.WaitDelay = &out, 100*time.Millisecond
+	c, err := r.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Wait(); err != nil || got != 0 {
+		t.Errorf("status %d, %v", got, err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(out.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := r.Adopt(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	<-p.Done()
 }
 
 func TestStartErrors(t *testing.T) {

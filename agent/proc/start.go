@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outputGrace is how long Start's command may leave its output open after its exit, when the output is copied by
-// os/exec and the command set no WaitDelay of its own.
-const outputGrace = time.Second
+// outputGrace is how long output is still copied after a command's exit, when os/exec copies it and the command set
+// no WaitDelay of its own. A background process that holds the output open cannot keep Wait longer.
+const outputGrace = 5 * time.Second
 
 // Command is a helper command that Start has started.
 type Command struct {
@@ -48,7 +48,7 @@ func (r *Reaper) Start(cmd *exec.Cmd) (*Command, error) {
 // commandStatus turns the result of cmd.Wait into a status; an exit code other than 0 is no error.
 func commandStatus(cmd *exec.Cmd, err error) (int, error) {
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
+	if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
 		return -1, fmt.Errorf("wait for command: %w", err)
 	}
 	ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)

@@ -6,6 +6,7 @@ package proc
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,10 +27,7 @@ type sightings map[zombie]time.Time
 
 // update takes the result of one sweep and returns the pids that are due. While held, none is.
 func (s sightings) update(now time.Time, zombies []zombie, held bool, claimed func(pid int) bool) (due []int) {
-	old := make(sightings, len(s))
-	for z, first := range s {
-		old[z] = first
-	}
+	old := maps.Clone(s)
 	clear(s)
 	for _, z := range zombies {
 		if claimed(z.pid) {

@@ -56,7 +56,7 @@ func bundle(t *testing.T, id string, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "rootfs")
-	if err := os.Mkdir(root, 0o755); err != nil { //nolint:gosec // G301: a container's root
+	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := copyProgram("/proc/self/exe", filepath.Join(root, "program")); err != nil {
@@ -87,12 +87,12 @@ func TestCrun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close() //nolint:errcheck // read only
+	defer out.Close()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer null.Close() //nolint:errcheck // read only
+	defer null.Close()
 	adopt := func(pid int, err error) *proc.Process {
 		t.Helper()
 		if err != nil {
@@ -150,7 +150,7 @@ func TestCrunKillsAndDeletes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer null.Close() //nolint:errcheck // nothing is written
+	defer null.Close()
 	io := agent.Stdio{Stdin: null, Stdout: null, Stderr: null}
 	for name, end := range map[string]func() error{
 		"kill-all":      func() error { return r.Kill(ctx, "c2", int(unix.SIGKILL), true) },

@@ -94,13 +94,13 @@ func (r *Runtime) run(ctx context.Context, what string, f func(ctx context.Conte
 	}}
 	err = f(ctx, c)
 	if err != nil {
-		err = describe(what, ctx, err, c.Log)
+		err = describe(ctx, what, err, c.Log)
 	}
 	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // describe makes an error of a failed command and its log.
-func describe(what string, ctx context.Context, err error, log string) error {
+func describe(ctx context.Context, what string, err error, log string) error {
 	var exit *runc.ExitError
 	text := readLog(log)
 	switch {
@@ -145,7 +145,6 @@ func (r *Runtime) Exec(ctx context.Context, id, _ string, process *specs.Process
 		if err := os.WriteFile(description, data, 0o600); err != nil {
 			return err
 		}
-		//nolint:gosec // G204: running the configured runtime is what this package does; ids are checked by the sandbox
 		cmd := exec.CommandContext(ctx, c.Command, "--root", c.Root, "--log", c.Log, "--log-format", string(c.LogFormat), cgroupManager,
 			"exec", "--process", description, "--detach", "--pid-file", pidFile, id)
 		files{stdio}.Set(cmd)

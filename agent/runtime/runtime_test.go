@@ -74,7 +74,7 @@ func newBench(t *testing.T, timeout time.Duration) *bench {
 	t.Cleanup(func() { _ = reaper.Close() })
 	b := &bench{dir: t.TempDir(), reaper: reaper}
 	command := filepath.Join(b.dir, "crun")
-	if err := os.WriteFile(command, []byte(fakeCrun), 0o700); err != nil { //nolint:gosec // G306: it is a program
+	if err := os.WriteFile(command, []byte(fakeCrun), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	b.Runtime, err = New(Config{Command: command, Root: filepath.Join(b.dir, "root"), Reaper: reaper, Timeout: timeout})
@@ -88,7 +88,7 @@ func newBench(t *testing.T, timeout time.Duration) *bench {
 func (b *bench) calls(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(b.dir, "calls")
-	data, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func stdio(t *testing.T) (s agent.Stdio, text func() (out, err string)) {
 	t.Helper()
 	dir := t.TempDir()
 	open := func(name string) *os.File {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // G304: the test's own file
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
