@@ -136,7 +136,7 @@ func (s *Service) fetch(ctx context.Context, ref registry.Reference, l registry.
 	if err != nil {
 		return store.Layer{}, err
 	}
-	defer blob.Close() //nolint:errcheck // read to its verified end, or failed
+	defer blob.Close() // read to its verified end, or failed
 	stats, err := st.unpack(ctx, staging.Dir(), blob)
 	if err != nil {
 		return store.Layer{}, err
@@ -192,7 +192,7 @@ func (st *stream) apply(ctx context.Context, dir string, plain io.Reader, hash i
 	if err != nil {
 		return unpack.Stats{}, err
 	}
-	defer tar.Close() //nolint:errcheck // what matters is the stream's end, which the caller looks at
+	defer tar.Close() // what matters is the stream's end, which the caller looks at
 	return unpack.Apply(ctx, dir, io.TeeReader(tar, hash), st.limits)
 }
 

@@ -121,10 +121,10 @@ func writeRootfs(ctx context.Context, w io.Writer, path string) error {
 	if info.IsDir() {
 		return writeTar(ctx, w, path)
 	}
-	f, err := os.Open(path) //nolint:gosec // G304: the user's file
+	f, err := os.Open(path) // the user's file
 	if err != nil {
 		return fmt.Errorf("open root file system: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	return copyTar(ctx, w, bufio.NewReaderSize(f, 1<<20))
 }

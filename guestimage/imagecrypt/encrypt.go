@@ -106,7 +106,7 @@ func encryptLayer(in, out *layout, l ocispec.Descriptor, recipients []Recipient)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	check := l.Digest.Verifier()
 	cipherText, finish, err := EncryptLayer(io.TeeReader(f, check), l.Digest, recipients)
 	if err != nil {

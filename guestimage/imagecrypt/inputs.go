@@ -50,11 +50,11 @@ func readRecipient(arg string) (Recipient, error) {
 	}
 	key := keys.NewSecret(make([]byte, KeySize+1))
 	defer key.Wipe()
-	f, err := os.Open(file) //nolint:gosec // G304: the user's file
+	f, err := os.Open(file) // the user's file
 	if err != nil {
 		return Recipient{}, fmt.Errorf("read key: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	n, err := io.ReadFull(f, key.Bytes())
 	if !errors.Is(err, io.ErrUnexpectedEOF) || n != KeySize {
 		return Recipient{}, fmt.Errorf("key file %s does not hold %d bytes; make one with: head -c %d /dev/urandom > %s", file, KeySize, KeySize, file)
@@ -86,11 +86,11 @@ func ReadPushOptions(caFile, authFile string) (PushOptions, error) {
 }
 
 func readFile(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name) //nolint:gosec // G304: the user's file
+	f, err := os.Open(name) // the user's file
 	if err != nil {
 		return nil, fmt.Errorf("read file: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read file: %w", err)

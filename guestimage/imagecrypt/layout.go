@@ -27,7 +27,7 @@ func createLayout(dir string) (*layout, error) {
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return nil, fmt.Errorf("%s is not empty", dir)
 	}
-	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil { //nolint:gosec // G301: no secrets in it
+	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil { // no secrets in it
 		return nil, fmt.Errorf("create image layout: %w", err)
 	}
 	return &layout{dir}, nil
@@ -35,7 +35,7 @@ func createLayout(dir string) (*layout, error) {
 
 // openLayout opens a layout with one image.
 func openLayout(dir string) (*layout, error) {
-	data, err := os.ReadFile(filepath.Join(dir, ocispec.ImageLayoutFile)) //nolint:gosec // G304: the user's file
+	data, err := os.ReadFile(filepath.Join(dir, ocispec.ImageLayoutFile)) // the user's file
 	if err != nil {
 		return nil, fmt.Errorf("open image layout: %w", err)
 	}
@@ -78,7 +78,7 @@ func (l *layout) small(desc ocispec.Descriptor) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	data, err := io.ReadAll(io.LimitReader(f, desc.Size))
 	if err != nil {
 		return nil, fmt.Errorf("read blob: %w", err)

@@ -67,7 +67,7 @@ func pushBlob(ctx context.Context, pusher remotes.Pusher, l *layout, d ocispec.D
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	w, err := pusher.Push(ctx, d)
 	if errdefs.IsAlreadyExists(err) {
 		return nil

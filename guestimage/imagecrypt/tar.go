@@ -64,11 +64,11 @@ func (t *tarWriter) add(path string, d fs.DirEntry) error {
 	if err := t.w.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
 		return err
 	}
-	f, err := os.Open(path) //nolint:gosec // G304: the user's file
+	f, err := os.Open(path) // the user's file
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	_, err = io.Copy(t.w, f)
 	return err
 }

@@ -107,7 +107,7 @@ func (c *Client) readAll(ctx context.Context, ref Reference, desc ocispec.Descri
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close() //nolint:errcheck // read to the end or failed
+	defer rc.Close() // read to the end or failed
 	data, err := io.ReadAll(rc)
 	if err != nil {
 		return nil, Explain(ref, err)

@@ -56,7 +56,7 @@ func (s *Store) begin(id string, mounted bool) (*container, error) {
 	c, ok := s.containers[id]
 	switch {
 	case !ok:
-		return nil, nil //nolint:nilnil // no such container is an answer, not an error
+		return nil, nil // no such container is an answer, not an error
 	case c.busy || c.mounted != mounted:
 		return nil, fmt.Errorf("container %s: root file system is being mounted or unmounted: %w", id, ErrMounted)
 	}
@@ -153,7 +153,7 @@ func makeDirs(dir, upper, work string) error {
 		}
 	}
 	// The upper folder's mode is that of the container's root folder.
-	if err := os.Chmod(upper, 0o755); err != nil { //nolint:gosec // G302: the root folder of a container
+	if err := os.Chmod(upper, 0o755); err != nil { // the root folder of a container
 		return fmt.Errorf("create container folder: %w", err)
 	}
 	return nil

@@ -97,7 +97,7 @@ func (s *Store) NewStaging() (*Staging, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create staging folder: %w", err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // G302: the root folder of a container
+	if err := os.Chmod(dir, 0o755); err != nil { // the root folder of a container
 		return nil, errors.Join(fmt.Errorf("create staging folder: %w", err), os.Remove(dir))
 	}
 	return &Staging{store: s, dir: dir}, nil

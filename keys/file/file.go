@@ -98,7 +98,7 @@ func read(root *os.Root, path string) (*keys.Secret, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("stat key: %w", err)
