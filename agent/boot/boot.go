@@ -21,9 +21,9 @@ import (
 type Volumes interface {
 	// Find returns the block device that begins with the pinned header.
 	Find(ctx context.Context, header []byte) (device string, err error)
-	// Unlock maps the encrypted payload of the device and returns the device of the plaintext. It opens header, the
-	// pinned copy, and leaves passphrase to its owner.
-	Unlock(device string, header, passphrase []byte, root layout.Root) (plain string, err error)
+	// Unlock maps the encrypted payload of the device and returns the device of the plaintext. It does so by UnlockDisk
+	// in a process of its own, which ends before Unlock returns.
+	Unlock(ctx context.Context, device string) (plain string, err error)
 	// Verify maps the device so that every block read is checked against the root hash.
 	Verify(device string, v layout.Verity) (verified string, err error)
 }
@@ -32,11 +32,11 @@ type Volumes interface {
 type Options struct {
 	Log     *slog.Logger
 	Volumes Volumes
-	// DiskTimeout bounds the wait for the root disk to appear; 0 means DefaultDiskTimeout.
+	// DiskTimeout bounds the wait for the root disk and its unlocking; 0 means DefaultDiskTimeout.
 	DiskTimeout time.Duration
 }
 
-// DefaultDiskTimeout is how long the root disk may take to appear.
+// DefaultDiskTimeout is how long the root disk may take to appear and be unlocked.
 const DefaultDiskTimeout = 10 * time.Second
 
 // Paths in the running guest, on the tmpfs at /run.
@@ -73,13 +73,11 @@ type Stage struct {
 // booter carries the state from step to step.
 type booter struct {
 	Options
-	guest   *Guest
-	header  []byte
-	diskKey *keys.Secret
+	guest *Guest
 }
 
 // Run takes the guest from the kernel's hand-over to the root file system. After an error the caller must power off:
-// some steps have happened and none is undone, but the disk key is wiped in any case.
+// some steps have happened and none is undone, but the secrets in the initramfs are wiped in any case.
 func Run(ctx context.Context, o Options) (*Guest, error) {
 	if os.Getpid() != 1 {
 		return nil, errors.New("boot: not PID 1")
@@ -88,7 +86,6 @@ func Run(ctx context.Context, o Options) (*Guest, error) {
 		o.DiskTimeout = DefaultDiskTimeout
 	}
 	b := &booter{Options: o, guest: &Guest{}}
-	defer func() { b.diskKey.Wipe() }()
 	steps := []struct {
 		name string
 		run  func(context.Context) error
@@ -97,8 +94,8 @@ func Run(ctx context.Context, o Options) (*Guest, error) {
 		{"config", b.config},
 		{"modules", b.modules},
 		{"entropy", b.entropy},
-		{"secrets", b.secrets},
 		{"disk", b.disk},
+		{"secrets", b.secrets},
 		{"scratch", b.scratch},
 		{"switch-root", b.switchRoot},
 		{"harden", b.harden},
@@ -106,35 +103,33 @@ func Run(ctx context.Context, o Options) (*Guest, error) {
 	for _, s := range steps {
 		start := time.Now()
 		if err := s.run(ctx); err != nil {
-			return nil, fmt.Errorf("boot step %s: %w", s.name, err)
+			return nil, errors.Join(fmt.Errorf("boot step %s: %w", s.name, err), wipeTree(layout.SecretsDir))
 		}
 		b.guest.Stages = append(b.guest.Stages, Stage{s.name, time.Since(start)})
 	}
 	return b.guest, nil
 }
 
-func (b *booter) config(context.Context) error {
-	f, err := os.Open(layout.BootConfigPath)
-	if err != nil {
-		return fmt.Errorf("open boot config: %w", err)
-	}
-	defer f.Close()
-	b.guest.Config, err = layout.ParseBootConfig(f)
+func (b *booter) config(context.Context) (err error) {
+	b.guest.Config, err = readConfig()
 	return err
 }
 
-// disk finds, unlocks and mounts the root disk, then forgets its key.
+// disk finds, unlocks, verifies and mounts the root disk.
 func (b *booter) disk(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, b.DiskTimeout)
 	defer cancel()
 	root := b.guest.Config.Root
-	device, err := b.Volumes.Find(ctx, b.header)
+	header, err := readHeader(b.guest.Config)
+	if err != nil {
+		return err
+	}
+	device, err := b.Volumes.Find(ctx, header)
 	if err != nil {
 		return err
 	}
 	b.Log.Info("root disk found", "device", device)
-	plain, err := b.Volumes.Unlock(device, b.header, b.diskKey.Bytes(), root)
-	b.diskKey.Wipe()
+	plain, err := b.Volumes.Unlock(ctx, device)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,7 @@
 // Copyright The Cloister Authors.
 
 // Package boot is the agent's first stage, run once as PID 1 in the initramfs: pseudo file systems, boot config,
-// kernel modules, secrets, root disk, and the move to the root file system. Run returns, it never execs, so the code
+// kernel modules, root disk, secrets, and the move to the root file system. Run returns, it never execs, so the code
 // that serves afterwards is the code that the initramfs held.
 //
 // All that it reads comes from the initramfs, but the disks: those are the host's. Of a disk it compares bytes with

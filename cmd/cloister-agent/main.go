@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/cloister-cc/cloister/agent/boot"
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
@@ -29,6 +30,13 @@ func main() {
 		return
 	}
 	switch {
+	case len(os.Args) == 3 && os.Args[1] == unlockCommand:
+		path, err := boot.UnlockDisk(os.Args[2], unlock)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(path)
 	case len(os.Args) == 2 && (os.Args[1] == "--version" || os.Args[1] == "-v"):
 		fmt.Println("cloister-agent", version.String())
 	case len(os.Args) == 2 && (os.Args[1] == "--help" || os.Args[1] == "-h"):

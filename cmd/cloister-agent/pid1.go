@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/agent/boot"
+	"github.com/cloister-cc/cloister/agent/proc"
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
@@ -37,14 +38,18 @@ func runPID1() {
 
 func bootAndServe(log *slog.Logger) error {
 	ctx := context.Background()
-	guest, err := boot.Run(ctx, boot.Options{Log: log, Volumes: volumes{}})
+	reaper, err := proc.New(log)
+	if err != nil {
+		return err
+	}
+	guest, err := boot.Run(ctx, boot.Options{Log: log, Volumes: volumes{reaper}})
 	if err != nil {
 		return err
 	}
 	for _, s := range guest.Stages {
 		log.Info("boot stage", "stage", s.Name, "ms", s.Duration.Milliseconds())
 	}
-	return serve(ctx, guest, slog.New(consoleHandler(level(guest.Config.LogLevel))))
+	return serve(ctx, guest, reaper, slog.New(consoleHandler(level(guest.Config.LogLevel))))
 }
 
 // powerOff writes out what the disks have not seen and ends the machine; it does not return.

@@ -31,8 +31,8 @@ import (
 const shutdownTimeout = 5 * time.Second
 
 // serve wires the parts together and serves the agent API until the sandbox is destroyed.
-func serve(ctx context.Context, guest *boot.Guest, log *slog.Logger) error {
-	sandbox, err := newSandbox(guest, log)
+func serve(ctx context.Context, guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) error {
+	sandbox, err := newSandbox(guest, reaper, log)
 	if err != nil {
 		return err
 	}
@@ -63,11 +63,7 @@ func serve(ctx context.Context, guest *boot.Guest, log *slog.Logger) error {
 	return nil
 }
 
-func newSandbox(guest *boot.Guest, log *slog.Logger) (*agent.Sandbox, error) {
-	reaper, err := proc.New(log)
-	if err != nil {
-		return nil, err
-	}
+func newSandbox(guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) (*agent.Sandbox, error) {
 	images, err := newImages(guest, log)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 
+	"github.com/cloister-cc/cloister/agent/proc"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/storage/disk"
 	"github.com/cloister-cc/cloister/storage/luks"
@@ -21,13 +22,22 @@ const (
 )
 
 // volumes opens the root disk with the storage packages; it implements boot.Volumes.
-type volumes struct{}
+type volumes struct{ reaper *proc.Reaper }
 
 func (volumes) Find(ctx context.Context, header []byte) (string, error) {
 	return disk.Finder{Sys: "/sys", Dev: "/dev"}.ByHeader(ctx, header)
 }
 
-func (volumes) Unlock(device string, header, passphrase []byte, r layout.Root) (string, error) {
+// unlockCommand makes the agent unlock a disk and exit, see volumes.Unlock.
+const unlockCommand = "unlock-disk"
+
+// Unlock starts this program a second time for the one task that touches the disk key.
+func (v volumes) Unlock(ctx context.Context, device string) (string, error) {
+	return v.reaper.Run(ctx, "/proc/self/exe", unlockCommand, device)
+}
+
+// unlock is the second program.
+func unlock(device string, header, passphrase []byte, r layout.Root) (string, error) {
 	return luks.Open(luks.Params{
 		Device:        device,
 		Header:        header,

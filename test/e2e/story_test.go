@@ -46,6 +46,7 @@ func TestStory(t *testing.T) {
 		c.Disks = append([]string{decoy(t, 1<<20), decoy(t, 8<<20)}, c.Disks...)
 	})
 	c, s := connect(t, vm)
+	diskKeyIsGone(t, w, vm)
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", []string{"nameserver 10.0.2.3"}))
 	for _, bad := range images.bad {
@@ -164,4 +165,3 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
-
