@@ -48,7 +48,8 @@ const (
 	// PauseRootfs is the root file system of the pause image after the move.
 	PauseRootfs = RunDir + "/pause/rootfs"
 	// ScratchDir is where images and containers' writable layers go.
-	ScratchDir = RunDir + "/scratch"
+	// Its path is short because it is part of every lower layer's in an overlay's mount options, which fit in a page.
+	ScratchDir = "/run/scratch"
 )
 
 // Guest is the outcome of the boot. Its secrets are in memory only: the files they came from are gone.

@@ -37,8 +37,7 @@ func TestCommandLine(t *testing.T) {
 		cmd.Env = append(os.Environ(), runMain+"=1", "CLOISTER_TEST_ARGS="+args)
 		out, err := cmd.CombinedOutput()
 		code := 0
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			code = exit.ExitCode()
 		} else if err != nil {
 			t.Fatal(err)
@@ -46,6 +45,12 @@ func TestCommandLine(t *testing.T) {
 		if code != want.code || !strings.Contains(string(out), want.text) {
 			t.Errorf("cloister-agent %s: exit %d, %q; want exit %d and %q", args, code, out, want.code, want.text)
 		}
+	}
+}
+
+func TestImageStoreHasAShortPath(t *testing.T) {
+	if len(imagesDir) > 20 {
+		t.Errorf("%s has %d bytes; the mount options of an image with 127 layers would not fit in a page", imagesDir, len(imagesDir))
 	}
 }
 

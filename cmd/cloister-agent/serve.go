@@ -30,6 +30,9 @@ import (
 // itself is among them.
 const shutdownTimeout = 5 * time.Second
 
+// imagesDir is the image store. With a path of at most 20 bytes, an image can have 127 layers, see package store.
+const imagesDir = boot.ScratchDir + "/img"
+
 // serve wires the parts together and serves the agent API until the sandbox is destroyed.
 func serve(ctx context.Context, guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) error {
 	sandbox, err := newSandbox(guest, reaper, log)
@@ -86,7 +89,7 @@ func newImages(guest *boot.Guest, log *slog.Logger) (*image.Service, error) {
 	}
 	defer guest.RegistryAuth.Wipe()
 	return image.New(image.Config{
-		Root:        filepath.Join(boot.ScratchDir, "images"),
+		Root:        imagesDir,
 		CA:          ca,
 		Auth:        guest.RegistryAuth.Bytes(),
 		Keys:        keyFunc(guest.ImageKeys),

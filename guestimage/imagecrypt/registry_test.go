@@ -79,7 +79,7 @@ auth: {htpasswd: {realm: test, path: %[1]s/htpasswd}}
 	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		c, err := tls.Dial("tcp", r.host, &tls.Config{RootCAs: r.ca})
 		if err == nil {
-			c.Close()
+			_ = c.Close()
 			return r
 		}
 		if time.Since(start) > time.Minute {

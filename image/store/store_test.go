@@ -169,7 +169,7 @@ func TestManyLayers(t *testing.T) {
 	if err := unix.Mount(top, short, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(short, unix.MNT_DETACH)
+	defer func() { _ = unix.Unmount(short, unix.MNT_DETACH) }()
 	s, err := Open(filepath.Join(short, "im"), Mounts{})
 	if err != nil {
 		t.Fatal(err)

@@ -25,13 +25,14 @@ type guest struct {
 	cmd     *exec.Cmd
 	console string
 	address string
-	done    chan error
+	done    chan struct{} // closed when the process has ended, err is valid then
+	err     error
 	stderr  bytes.Buffer
 }
 
 // boot starts the guest and waits until the agent says that it listens.
 func (d *demo) boot(ctx context.Context) (string, error) {
-	d.vm = &guest{console: filepath.Join(d.dir, "console.log"), done: make(chan error, 1)}
+	d.vm = &guest{console: filepath.Join(d.dir, "console.log"), done: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, cloister, "run", "--console", d.vm.console, d.guestDir())
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -53,10 +54,12 @@ func (d *demo) boot(ctx context.Context) (string, error) {
 	}
 	go func() {
 		_, _ = io.Copy(io.Discard, stdout)
-		d.vm.done <- cmd.Wait()
+		d.vm.err = cmd.Wait()
+		close(d.vm.done)
 	}()
 	if d.vm.address == "" {
-		return "", fmt.Errorf("cloister run ended: %w\n%s", <-d.vm.done, d.vm.stderr.Bytes())
+		<-d.vm.done
+		return "", fmt.Errorf("cloister run ended: %w\n%s", d.vm.err, d.vm.stderr.Bytes())
 	}
 	if _, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "--wait", "2m", "check"); err != nil {
 		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
@@ -81,10 +84,9 @@ func (d *demo) container(ctx context.Context) (string, error) {
 
 func (d *demo) powerOff(ctx context.Context) (string, error) {
 	select {
-	case err := <-d.vm.done:
-		d.vm.done <- err
-		if err != nil {
-			return "", fmt.Errorf("cloister run: %w\n%s", err, d.vm.stderr.Bytes())
+	case <-d.vm.done:
+		if d.vm.err != nil {
+			return "", fmt.Errorf("cloister run: %w\n%s", d.vm.err, d.vm.stderr.Bytes())
 		}
 		return "sandbox destroyed, the machine is off", nil
 	case <-ctx.Done():
@@ -96,7 +98,7 @@ func (d *demo) powerOff(ctx context.Context) (string, error) {
 
 // stop ends a guest that still runs.
 func (g *guest) stop() error {
-	if g.cmd == nil || g.cmd.Process == nil {
+	if g.cmd == nil {
 		return nil
 	}
 	select {
@@ -104,14 +106,14 @@ func (g *guest) stop() error {
 		return nil
 	default:
 	}
-	_ = g.cmd.Process.Signal(syscall.SIGTERM)
+	err := g.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-g.done:
 	case <-time.After(10 * time.Second):
-		_ = g.cmd.Process.Kill()
+		err = errors.Join(err, g.cmd.Process.Kill())
 		<-g.done
 	}
-	return nil
+	return err
 }
 
 func (g *guest) consoleTail() []byte {

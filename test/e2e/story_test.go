@@ -78,6 +78,7 @@ func TestStory(t *testing.T) {
 }
 
 func outputAndExit(t *testing.T, s *ctl.Session, ref string) {
+	t.Helper()
 	must(t, s.CreateContainer(t.Context(), container("c1", ref, "/bin/sh", "-c", "cat /etc/secret; hostname; echo oops >&2; exit 7")))
 	must(t, s.StartContainer(t.Context(), "c1"))
 	var stdout, stderr bytes.Buffer
@@ -95,6 +96,7 @@ func outputAndExit(t *testing.T, s *ctl.Session, ref string) {
 }
 
 func execAndSignals(t *testing.T, s *ctl.Session, ref string) {
+	t.Helper()
 	must(t, s.CreateContainer(t.Context(), container("c2", ref, "/bin/sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done")))
 	must(t, s.StartContainer(t.Context(), "c2"))
 	must(t, s.Exec(t.Context(), "c2", "x1", ctl.Process{Args: []string{"/bin/sh", "-c", "head -c 200000 /dev/zero; exit 3"}}))
@@ -116,6 +118,7 @@ func execAndSignals(t *testing.T, s *ctl.Session, ref string) {
 
 // otherRequests: what is not offered yet says so by name, and unknown ids are told apart.
 func otherRequests(t *testing.T, c *client.Client) {
+	t.Helper()
 	_, err := c.Agent().PauseContainer(t.Context(), &pb.PauseContainerRequest{ContainerId: "pod"})
 	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "PauseContainer") {
 		t.Errorf("PauseContainer: %v, want UNIMPLEMENTED with the name", err)

@@ -42,13 +42,13 @@ type Registry struct {
 	Port int
 
 	cmd    *exec.Cmd
-	done   chan error
+	done   chan struct{} // closed when the process has ended
 	stderr bytes.Buffer
 }
 
 // StartRegistry starts the registry binary with its files in dir. Stop ends it.
 func StartRegistry(ctx context.Context, binary, dir string, pki PKI) (*Registry, error) {
-	r := &Registry{PKI: pki, Auth: filepath.Join(dir, "auth.json"), Root: filepath.Join(dir, "blobs"), done: make(chan error, 1)}
+	r := &Registry{PKI: pki, Auth: filepath.Join(dir, "auth.json"), Root: filepath.Join(dir, "blobs"), done: make(chan struct{})}
 	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,10 @@ auth: {htpasswd: {realm: cloister, path: %q}}
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the registry: %w", err)
 	}
-	go func() { r.done <- r.cmd.Wait() }()
+	go func() {
+		defer close(r.done)
+		_ = r.cmd.Wait() // how it ended is in r.cmd.ProcessState
+	}()
 	if err := r.ready(ctx); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}
@@ -86,14 +89,18 @@ func (r *Registry) Host(name string) string { return net.JoinHostPort(name, strc
 
 // Stop ends the registry.
 func (r *Registry) Stop() error {
-	_ = r.cmd.Process.Signal(syscall.SIGTERM)
+	err := r.cmd.Process.Signal(syscall.SIGTERM)
+	if errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("the registry had ended by itself: %s", r.stderr.String())
+	}
 	select {
 	case <-r.done:
+		return err
 	case <-time.After(3 * time.Second):
-		_ = r.cmd.Process.Kill()
+		err = errors.Join(err, r.cmd.Process.Kill())
 		<-r.done
+		return err
 	}
-	return nil
 }
 
 func (r *Registry) writeAuth(dir, password string) error {
@@ -125,9 +132,8 @@ func (r *Registry) ready(ctx context.Context) error {
 			return conn.Close()
 		}
 		select {
-		case err := <-r.done:
-			r.done <- err
-			return fmt.Errorf("the registry ended: %w: %s", err, r.stderr.String())
+		case <-r.done:
+			return fmt.Errorf("the registry ended (%s): %s", r.cmd.ProcessState, r.stderr.String())
 		case <-ctx.Done():
 			return fmt.Errorf("the registry does not listen: %w", err)
 		case <-time.After(20 * time.Millisecond):

@@ -5,6 +5,7 @@ package story
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 )
@@ -23,9 +24,7 @@ func BusyboxRootfs(dir, busybox string, files map[string]string) error {
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
 		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
 	}
-	for path, content := range files {
-		all[path] = content
-	}
+	maps.Copy(all, files)
 	for _, d := range []string{"bin", "dev", "proc", "sys", "tmp", "root", "etc"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
