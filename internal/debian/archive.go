@@ -50,8 +50,9 @@ type Archive struct {
 // suiteLists serialises the work on one suite's lists.
 type suiteLists struct {
 	mu    sync.Mutex
-	ready bool // refreshed or found fresh enough in this run
-	force bool // refreshed in this run
+	ready bool  // refreshed or found fresh enough in this run
+	force bool  // refreshed in this run
+	err   error // why they could not be refreshed in this run
 }
 
 // Open opens the cache folder, which is made when it is missing. progress gets one line for each slow step; nil means
@@ -135,9 +136,13 @@ func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error
 		l.ready = true
 		return false, nil
 	}
+	if l.err != nil { // once is enough: without a network it takes a while to fail
+		return false, l.err
+	}
 	start := time.Now()
 	if err := a.update(ctx, s); err != nil {
-		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
+		l.err = fmt.Errorf("refresh lists of %s: %w", s, err)
+		return false, l.err
 	}
 	if err := os.WriteFile(a.stampPath(s), nil, 0o600); err != nil {
 		return false, fmt.Errorf("refresh lists of %s: %w", s, err)
