@@ -178,7 +178,7 @@ func TestAdoptWithoutPoller(t *testing.T) {
 
 func TestAdoptRefuses(t *testing.T) {
 	r := testReaper(t)
-	p := adopt(t, r, "sleep 1000")
+	p := adopt(t, r, "exec sleep 1000")
 	if _, err := r.Adopt(p.PID()); err == nil {
 		t.Error("the same process was adopted twice")
 	}
@@ -198,7 +198,7 @@ func TestAdoptRefuses(t *testing.T) {
 
 func TestCloseEndsWaits(t *testing.T) {
 	r := testReaper(t)
-	p := adopt(t, r, "sleep 1000")
+	p := adopt(t, r, "exec sleep 1000")
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -303,6 +303,59 @@ func TestNoStatusIsLost(t *testing.T) {
 	sweeper.Wait()
 	if len(r.started)+len(r.adopted)+r.holds != 0 {
 		t.Errorf("left over: %d started, %d adopted, %d holds", len(r.started), len(r.adopted), r.holds)
+	}
+}
+
+// A zombie that somebody is going to wait for stays, however long that takes.
+func TestSweepSparesClaims(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	r := newReaper(nil) // sweeps only when told
+	now := time.Now()
+	sweepTwice := func() {
+		r.sweep(now)
+		now = now.Add(time.Hour)
+		r.sweep(now)
+	}
+	zombie := func(pid int) { // waits for the exit and leaves the zombie
+		t.Helper()
+		for {
+			err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, unix.EINTR) {
+				t.Fatal(err)
+			}
+		}
+	}
+	started := orphan(t, r, "exit 1")
+	zombie(started)
+	r.claim(started)
+	sweepTwice()
+	if err := isChild(started); err != nil {
+		t.Errorf("a started child was swept up: %v", err)
+	}
+	r.unclaim(started)
+	sweepTwice()
+	if err := isChild(started); err == nil {
+		t.Error("an orphan was not swept up")
+	}
+
+	// A descriptor that never tells of the exit stands for a waiter that is slow.
+	r.openPidfd = func(int) (int, error) { return unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK) }
+	adopted := adopt(t, r, "sleep 0.2")
+	zombie(adopted.PID())
+	sweepTwice()
+	if err := isChild(adopted.PID()); err != nil {
+		t.Errorf("an adopted process was swept up: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, done, err := reap(adopted.PID()); err != nil || !done {
+		t.Errorf("the status is lost: %t, %v", done, err)
 	}
 }
 
