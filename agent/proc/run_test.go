@@ -30,7 +30,11 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	run := func(ctx context.Context, kind string) (string, error) {
 		t.Setenv("CLOISTER_TEST_RUN_CHILD", kind)
 		return r.Run(ctx, os.Args[0], "-test.run=^TestRunChild$")

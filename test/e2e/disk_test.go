@@ -25,18 +25,18 @@ func TestFlippedBitOnTheDisk(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		offset int64
-		want   string
+		want   []string
 	}{
-		"binary header":    {40, "differs from the pinned"},
-		"keyslot":          {g.Root.HeaderSize - 4096, "differs from the pinned"},
-		"file system":      {g.Root.PayloadOffset + 1024, "data or root hash is wrong"},
-		"root of the tree": {g.Root.PayloadOffset + g.Root.Verity.HashOffset, "data or root hash is wrong"},
+		"binary header":    {40, []string{"differs from the pinned"}},
+		"keyslot":          {g.Root.HeaderSize - 4096, []string{"differs from the pinned"}},
+		"file system":      {g.Root.PayloadOffset + 1024, []string{"data block 0 is corrupted", "data or root hash is wrong"}},
+		"root of the tree": {g.Root.PayloadOffset + g.Root.Verity.HashOffset, []string{"is corrupted", "data or root hash is wrong"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			disk := copyWithFlip(t, filepath.Join(w.guest, g.Files.Disk.Name), tt.offset)
 			vm := w.boot(t, w.guest, func(c *qemu.Config) { c.Disks = []string{disk} })
-			wantPowerOff(t, vm, tt.want, "powering off")
+			wantPowerOff(t, vm, append(tt.want, "powering off")...)
 		})
 	}
 }
