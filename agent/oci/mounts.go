@@ -18,14 +18,17 @@ import (
 const maxMounts = 512
 
 // Folders below RunDir that hold what may be mounted into a container: files that the shim copied, and what the sandbox
-// shares. Nothing else there may be, since a container writes to its own root file system, which lies there too, and
-// could lead the mount out of it by a symbolic link.
+// shares. Nothing else there may be, and nothing that lies in a folder where containers write: not in a root file
+// system, not in the shared memory. A symbolic link there could lead the mount to any file of the guest.
 const (
 	// SharedDir is for files from the host.
 	SharedDir = "shared/containers"
 	// SandboxDir is for files that the sandbox's containers share.
 	SandboxDir = "sandbox"
 )
+
+// sandboxFiles are what may be mounted of SandboxDir, by themselves and nothing below them.
+var sandboxFiles = []string{"shm", "resolv.conf"}
 
 // filesystems are the types that may be mounted, with the options that each takes besides flags. Others could reach
 // devices or files of the guest.
@@ -37,6 +40,10 @@ var filesystems = map[string]*regexp.Regexp{
 	"tmpfs":  regexp.MustCompile(`^(size|mode|uid|gid|nr_inodes|nr_blocks)=[0-9a-zA-Z%]+$`),
 	"devpts": regexp.MustCompile(`^(newinstance|(ptmxmode|mode|uid|gid)=[0-9]+)$`),
 }
+
+// places are where the file systems must be mounted that show the guest itself: by these paths they are protected, see
+// guarded.
+var places = map[string]string{"proc": "/proc", "sysfs": "/sys"}
 
 // flags are the mount options that every type takes. Propagation towards the guest (shared) is not among them.
 var flags = []string{
@@ -101,7 +108,21 @@ func convertMount(m specs.Mount, runDir string) (specs.Mount, error) {
 			return none, fmt.Errorf("option %q is not offered for %s", o, m.Type)
 		}
 	}
+	if err := checkPlace(m); err != nil {
+		return none, err
+	}
 	return specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Type, Options: slices.Clone(m.Options)}, nil
+}
+
+// checkPlace reports an error if a mount would show the guest where a container could change it.
+func checkPlace(m specs.Mount) error {
+	if place, ok := places[m.Type]; ok && m.Destination != place {
+		return fmt.Errorf("a file system of type %s is offered on %s only", m.Type, place)
+	}
+	if m.Type == "sysfs" && (!slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rw")) {
+		return errors.New("sysfs is offered read-only only: give the option ro")
+	}
+	return nil
 }
 
 func convertBind(m specs.Mount, runDir string) (specs.Mount, error) {
@@ -113,8 +134,9 @@ func convertBind(m specs.Mount, runDir string) (specs.Mount, error) {
 		return none, fmt.Errorf("source: %w", err)
 	}
 	shared, sandbox := path.Join(runDir, SharedDir)+"/", path.Join(runDir, SandboxDir)+"/"
-	if !strings.HasPrefix(m.Source, shared) && !strings.HasPrefix(m.Source, sandbox) {
-		return none, fmt.Errorf("source %q is neither below %s nor below %s", m.Source, shared, sandbox)
+	file, inSandbox := strings.CutPrefix(m.Source, sandbox)
+	if !strings.HasPrefix(m.Source, shared) && (!inSandbox || !slices.Contains(sandboxFiles, file)) {
+		return none, fmt.Errorf("source %q is neither below %s nor one of %s in %s", m.Source, shared, strings.Join(sandboxFiles, ", "), sandbox)
 	}
 	options := []string{}
 	for _, o := range m.Options {

@@ -18,6 +18,13 @@ var (
 	rlimit     = regexp.MustCompile(`^RLIMIT_[A-Z]{1,16}$`)
 )
 
+// refused are the capabilities by which root in a container gets out of it: it has no user namespace, so that they hold
+// for the whole guest. With CAP_SYS_ADMIN or CAP_BPF it takes away its device rules or its read-only mounts and then reads
+// disks and the tables of device-mapper; the others open memory, devices, modules and files by handle.
+var refused = []string{
+	"CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH",
+}
+
 // ConvertProcess checks a process of the shim's and returns a new one with what the guest honours.
 func ConvertProcess(in *specs.Process) (*specs.Process, error) {
 	if in == nil {
@@ -85,6 +92,9 @@ func convertCapabilities(in *specs.LinuxCapabilities) (*specs.LinuxCapabilities,
 	for _, c := range slices.Concat(in.Bounding, in.Effective, in.Inheritable, in.Permitted, in.Ambient) {
 		if !capability.MatchString(c) {
 			return nil, fmt.Errorf("process: %q is not the name of a capability", c)
+		}
+		if slices.Contains(refused, c) {
+			return nil, fmt.Errorf("process: %s is not offered, privileged containers are not: it reaches out of the container", c)
 		}
 	}
 	return &specs.LinuxCapabilities{

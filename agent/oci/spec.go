@@ -103,9 +103,34 @@ func convertLinux(in *specs.Linux, o Options) (*specs.Linux, map[string]string, 
 		CgroupsPath:   cgroup,
 		Namespaces:    Namespaces(o),
 		Seccomp:       in.Seccomp,
-		MaskedPaths:   slices.Clone(in.MaskedPaths),
-		ReadonlyPaths: slices.Clone(in.ReadonlyPaths),
+		MaskedPaths:   guarded(masked, in.MaskedPaths),
+		ReadonlyPaths: guarded(readonly, in.ReadonlyPaths),
 	}, net, nil
+}
+
+// Paths that no container sees, and that none changes, whatever its spec says. Root in a container is root in the guest:
+// without them it would, for instance, write a program of its own to /proc/sys/kernel/core_pattern, and the kernel would
+// run that outside of the container.
+var (
+	masked = []string{
+		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
+		"/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	readonly = []string{
+		"/proc/bus", "/proc/cio_ignore", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/sys",
+		"/proc/sysrq-trigger",
+	}
+)
+
+// guarded adds the paths of a spec to those that are always there.
+func guarded(always, more []string) []string {
+	paths := slices.Clone(always)
+	for _, p := range more {
+		if !slices.Contains(paths, p) {
+			paths = append(paths, p)
+		}
+	}
+	return paths
 }
 
 // Namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,

@@ -115,41 +115,53 @@ func TestConvertRefuses(t *testing.T) {
 		"namespace path": {func(s *specs.Spec) {
 			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "mount", Path: "/proc/1/ns/mnt"}}
 		}, "path of the host"},
-		"user namespace":       {func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "user"}} }, "user namespace"},
-		"id mappings":          {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }, "id mappings"},
-		"disk":                 {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/dm-0", Type: "b", Major: 253}} }, "/dev/dm-0"},
-		"disk called null":     {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "b", Major: 253}} }, "/dev/null"},
-		"seccomp listener":     {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/run/x"} }, "listener"},
-		"shared propagation":   {func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }, "propagation"},
-		"personality":          {func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX32"} }, "personality"},
-		"sysctl of the guest":  {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/x"} }, "kernel.core_pattern"},
-		"sysctl with dots":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.//.//.kernel.core_pattern": "|/x"} }, "core_pattern"},
-		"sysctl with slash":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net/../kernel/core_pattern": "|/x"} }, "core_pattern"},
-		"sysctl empty part":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net..x": "1"} }, "net..x"},
-		"sysctl of two lines":  {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.x": "1\n2"} }, "not one line"},
-		"masked path":          {func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"../x"} }, "masked"},
-		"cgroup dots":          {func(s *specs.Spec) { s.Linux.CgroupsPath = "/a/../.." }, "cgroup path"},
-		"cgroup dots by colon": {func(s *specs.Spec) { s.Linux.CgroupsPath = "a:..:b" }, "cgroup path"},
-		"cgroup file":          {func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"../x.y": ""} }, "cgroup file"},
-		"cgroup core file":     {func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"cgroup.procs": "1"} }, "cgroup file"},
-		"huge page size":       {func(s *specs.Spec) { s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "../1"}} }, "huge page"},
-		"overlay":              {mounting(specs.Mount{Destination: "/x", Type: "overlay", Options: []string{"lowerdir=/:/cloister"}}), `"overlay" is not offered`},
-		"ext4":                 {mounting(specs.Mount{Destination: "/x", Type: "ext4", Source: "/dev/vda"}), `"ext4" is not offered`},
-		"no type":              {mounting(specs.Mount{Destination: "/x", Source: "/"}), `"" is not offered`},
-		"on root":              {mounting(specs.Mount{Destination: "/", Type: "tmpfs"}), "mounted over"},
-		"on relative":          {mounting(specs.Mount{Destination: "x", Type: "tmpfs"}), "absolute"},
-		"on root by dots":      {mounting(specs.Mount{Destination: "/x/../..", Type: "tmpfs"}), "mounted over"},
-		"tmpfs option":         {mounting(specs.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"tmpcopyup"}}), "tmpcopyup"},
-		"proc option":          {mounting(specs.Mount{Destination: "/x", Type: "proc", Options: []string{"size=1"}}), "size=1"},
-		"bind of guest":        {mounting(bind("/cloister/secrets")), "neither below"},
-		"bind of run dir":      {mounting(bind(runDir)), "neither below"},
-		"bind of a rootfs":     {mounting(bind(runDir + "/other/rootfs/x")), "neither below"},
-		"bind out by dots":     {mounting(bind(ok + "/../../../../cloister")), "clean absolute"},
-		"bind of the like":     {mounting(bind(runDir + "/shared/containers-x/y")), "neither below"},
-		"bind relative":        {mounting(bind("shared/containers/x")), "clean absolute"},
-		"bind shared":          {mounting(bind(ok, "rbind", "rshared")), "rshared"},
-		"bind idmap":           {mounting(bind(ok, "idmap")), "idmap"},
-		"bind as proc":         {mounting(specs.Mount{Destination: "/x", Type: "proc", Source: "/", Options: []string{"rbind"}}), "contradiction"},
+		"user namespace":        {func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "user"}} }, "user namespace"},
+		"id mappings":           {func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }, "id mappings"},
+		"disk":                  {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/dm-0", Type: "b", Major: 253}} }, "/dev/dm-0"},
+		"disk called null":      {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "b", Major: 253}} }, "/dev/null"},
+		"seccomp listener":      {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/run/x"} }, "listener"},
+		"shared propagation":    {func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }, "propagation"},
+		"personality":           {func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX32"} }, "personality"},
+		"sysctl of the guest":   {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/x"} }, "kernel.core_pattern"},
+		"sysctl with dots":      {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.//.//.kernel.core_pattern": "|/x"} }, "core_pattern"},
+		"sysctl with slash":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net/../kernel/core_pattern": "|/x"} }, "core_pattern"},
+		"sysctl empty part":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net..x": "1"} }, "net..x"},
+		"sysctl of two lines":   {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.x": "1\n2"} }, "not one line"},
+		"masked path":           {func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"../x"} }, "masked"},
+		"cgroup dots":           {func(s *specs.Spec) { s.Linux.CgroupsPath = "/a/../.." }, "cgroup path"},
+		"cgroup dots by colon":  {func(s *specs.Spec) { s.Linux.CgroupsPath = "a:..:b" }, "cgroup path"},
+		"cgroup file":           {func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"../x.y": ""} }, "cgroup file"},
+		"cgroup core file":      {func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"cgroup.procs": "1"} }, "cgroup file"},
+		"huge page size":        {func(s *specs.Spec) { s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "../1"}} }, "huge page"},
+		"overlay":               {mounting(specs.Mount{Destination: "/x", Type: "overlay", Options: []string{"lowerdir=/:/cloister"}}), `"overlay" is not offered`},
+		"ext4":                  {mounting(specs.Mount{Destination: "/x", Type: "ext4", Source: "/dev/vda"}), `"ext4" is not offered`},
+		"no type":               {mounting(specs.Mount{Destination: "/x", Source: "/"}), `"" is not offered`},
+		"on root":               {mounting(specs.Mount{Destination: "/", Type: "tmpfs"}), "mounted over"},
+		"on relative":           {mounting(specs.Mount{Destination: "x", Type: "tmpfs"}), "absolute"},
+		"on root by dots":       {mounting(specs.Mount{Destination: "/x/../..", Type: "tmpfs"}), "mounted over"},
+		"tmpfs option":          {mounting(specs.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"tmpcopyup"}}), "tmpcopyup"},
+		"proc option":           {mounting(specs.Mount{Destination: "/x", Type: "proc", Options: []string{"size=1"}}), "size=1"},
+		"bind of guest":         {mounting(bind("/cloister/secrets")), "neither below"},
+		"bind of run dir":       {mounting(bind(runDir)), "neither below"},
+		"bind of a rootfs":      {mounting(bind(runDir + "/other/rootfs/x")), "neither below"},
+		"bind out by dots":      {mounting(bind(ok + "/../../../../cloister")), "clean absolute"},
+		"bind of the like":      {mounting(bind(runDir + "/shared/containers-x/y")), "neither below"},
+		"bind in shared memory": {mounting(bind(runDir + "/sandbox/shm/link")), "neither below"},
+		"bind of the sandbox":   {mounting(bind(runDir + "/sandbox")), "neither below"},
+		"proc elsewhere":        {mounting(specs.Mount{Destination: "/x", Type: "proc"}), "on /proc only"},
+		"sysfs elsewhere":       {mounting(specs.Mount{Destination: "/x", Type: "sysfs", Options: []string{"ro"}}), "on /sys only"},
+		"sysfs to write":        {mounting(specs.Mount{Destination: "/sys", Type: "sysfs"}), "read-only"},
+		"sysfs to write after":  {mounting(specs.Mount{Destination: "/sys", Type: "sysfs", Options: []string{"ro", "rw"}}), "read-only"},
+		"privileged": {func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{Ambient: []string{"CAP_SYS_ADMIN"}}
+		}, "CAP_SYS_ADMIN is not offered"},
+		"file handles": {func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_DAC_READ_SEARCH"}}
+		}, "not offered"},
+		"bind relative": {mounting(bind("shared/containers/x")), "clean absolute"},
+		"bind shared":   {mounting(bind(ok, "rbind", "rshared")), "rshared"},
+		"bind idmap":    {mounting(bind(ok, "idmap")), "idmap"},
+		"bind as proc":  {mounting(specs.Mount{Destination: "/x", Type: "proc", Source: "/", Options: []string{"rbind"}}), "contradiction"},
 		"bind by option": {mounting(specs.Mount{
 			Destination: "/x", Type: "none", Source: "/", Options: []string{"bind"},
 		}), "neither below"},
@@ -171,6 +183,35 @@ func TestConvertRefuses(t *testing.T) {
 	}
 	if _, err := Convert(nil, options()); err == nil {
 		t.Error("no spec is taken")
+	}
+}
+
+// A spec cannot uncover what shows or steers the whole guest.
+func TestConvertGuards(t *testing.T) {
+	s := valid()
+	s.Linux.MaskedPaths = []string{"/srv/hidden", "/proc/kcore"}
+	result, err := Convert(s, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	linux := result.Spec.Linux
+	for _, p := range []string{"/proc/kcore", "/proc/keys", "/sys/firmware", "/srv/hidden"} {
+		if !slices.Contains(linux.MaskedPaths, p) {
+			t.Errorf("%s is not masked", p)
+		}
+	}
+	if len(linux.MaskedPaths) != len(masked)+1 {
+		t.Errorf("masked twice: %q", linux.MaskedPaths)
+	}
+	for _, p := range []string{"/proc/sys", "/proc/sysrq-trigger"} {
+		if !slices.Contains(linux.ReadonlyPaths, p) {
+			t.Errorf("%s can be written", p)
+		}
+	}
+	for _, c := range refused {
+		if !capability.MatchString(c) {
+			t.Errorf("%s is not the name of a capability", c)
+		}
 	}
 }
 
@@ -288,6 +329,9 @@ func FuzzConvert(f *testing.F) {
 			if slices.Contains(m.Options, "bind") && m.Type != "bind" {
 				t.Errorf("bind mount in the disguise of %q", m.Type)
 			}
+		}
+		if !slices.Contains(s.Linux.ReadonlyPaths, "/proc/sys") {
+			t.Error("kernel parameters can be written")
 		}
 		for key := range s.Linux.Sysctl {
 			if strings.HasPrefix(key, "net") {
