@@ -114,7 +114,7 @@ func (d *demo) tools(ctx context.Context) (string, error) {
 		return "", err
 	}
 	d.bed = bed
-	return fmt.Sprintf("cloister, cloister-agent (static), crun (static), kernel %s", bed.KernelVersion), nil
+	return fmt.Sprintf("cloister, cloister-agent, crun, all static; kernel %s", bed.KernelVersion), nil
 }
 
 func (d *demo) agent() string { return "bin/cloister-agent-" + d.arch }
@@ -131,7 +131,7 @@ func (d *demo) startRegistry(ctx context.Context) (string, error) {
 	if d.registry, err = story.StartRegistry(ctx, d.bed.Registry, dir, pki); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("https://%s with a password; its CA goes into the guest", d.registry.Host(story.LoopbackHost)), nil
+	return fmt.Sprintf("https://%s with a password; the guest gets its CA", d.registry.Host(story.LoopbackHost)), nil
 }
 
 // makeImage makes the container image, encrypts its layer for the key that only the guest will have, and pushes it.
@@ -155,7 +155,7 @@ func (d *demo) makeImage(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%s, layer encrypted for %s, pushed", image, keyURI), nil
+	return fmt.Sprintf("%s, encrypted for %s, pushed", image, keyURI), nil
 }
 
 func (d *demo) buildGuest(ctx context.Context) (string, error) {
@@ -178,7 +178,7 @@ func (d *demo) buildGuest(ctx context.Context) (string, error) {
 	if err := json.Unmarshal(out, &built); err != nil {
 		return "", fmt.Errorf("read the result of cloister build: %w", err)
 	}
-	return fmt.Sprintf("%s: encrypted root disk and initramfs, built without privileges", d.guestDir()), nil
+	return fmt.Sprintf("%s: encrypted root disk, and initramfs that unlocks it", d.guestDir()), nil
 }
 
 func (d *demo) guestDir() string { return filepath.Join(d.dir, "guest") }

@@ -64,7 +64,7 @@ func (d *demo) boot(ctx context.Context) (string, error) {
 	if _, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "--wait", "2m", "check"); err != nil {
 		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
 	}
-	return fmt.Sprintf("disk found by its pinned header, unlocked, verified; agent on vsock: %s", d.vm.address), nil
+	return "root disk found by its pinned header, unlocked, verified; the agent answers on vsock", nil
 }
 
 // container does what the Kata shim does for a pod with one container, an exec in it, and the end of the sandbox.
@@ -79,7 +79,7 @@ func (d *demo) container(ctx context.Context) (string, error) {
 	if !bytes.Contains(out, []byte(secret)) {
 		return "", fmt.Errorf("the container printed %q, want %q", out, secret)
 	}
-	return fmt.Sprintf("pulled, decrypted and run in the guest; it says: %q", secret), nil
+	return fmt.Sprintf("pulled, decrypted and run in the guest; it says %q", secret), nil
 }
 
 func (d *demo) powerOff(ctx context.Context) (string, error) {
