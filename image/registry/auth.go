@@ -115,13 +115,16 @@ func (a *Auth) lookup(host string) (user, password string) {
 	return c.user, c.password
 }
 
-// String shows the number of registries.
-func (a *Auth) String() string {
+// Len returns the number of registries that there are credentials of.
+func (a *Auth) Len() int {
 	if a == nil {
-		return "[no credentials]"
+		return 0
 	}
-	return fmt.Sprintf("[credentials of %d registries]", len(a.byHost))
+	return len(a.byHost)
 }
+
+// String shows the number of registries.
+func (a *Auth) String() string { return fmt.Sprintf("[credentials of %d registries]", a.Len()) }
 
 // GoString is String.
 func (a *Auth) GoString() string { return a.String() }
