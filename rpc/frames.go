@@ -4,7 +4,6 @@
 package rpc
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
 )
 
@@ -20,6 +20,8 @@ const (
 	frameHeaderSize  = 10
 	frameTypeOffset  = 8
 	frameTypeRequest = 1
+	// maxFrame is what ttrpc takes at most, in bytes.
+	maxFrame = 4 << 20
 )
 
 // shimListener is what a Server makes of every listener.
@@ -47,48 +49,80 @@ func (l *shimListener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			continue
 		}
-		return &requestConn{Conn: conn, log: l.log, open: l.open}, nil
+		if !l.open.connect() {
+			l.log.Warn("connection refused: too many", "limit", maxConnections)
+			_ = conn.Close()
+			continue
+		}
+		return &requestConn{Conn: conn, log: l.log, open: l.open, mine: make(map[uint32]int)}, nil
 	}
 }
 
-// requestConn follows the frames that pass a connection. One goroutine reads and one writes.
+// requestConn hands on whole frames, each checked before ttrpc decodes it. One goroutine reads and one writes.
 type requestConn struct {
 	net.Conn
 	log      *slog.Logger
 	open     *openRequests
-	in, out  frameFollower
-	mine     int // open requests of this connection; guarded by open.mu
-	broken   bool
+	frame    []byte // what is left of the frame that is being handed on
+	last     uint32 // stream id of the last request
+	out      frameFollower
+	mine     map[uint32]int // size of each open request by stream id; guarded by open.mu, nil once dropped
 	closeOne sync.Once
 }
 
-// Read reads from the connection; after a frame that is no request it ends the connection.
+// Read reads from the connection; what no honest shim sends ends the connection.
 func (c *requestConn) Read(p []byte) (int, error) {
-	if c.broken {
-		return 0, io.EOF
-	}
-	n, err := c.Conn.Read(p)
-	ok := c.in.follow(p[:n], func(kind byte) bool {
-		if kind != frameTypeRequest {
-			c.log.Warn("connection dropped: a frame that is no request", "type", kind)
-			return false
+	if len(c.frame) == 0 {
+		if err := c.next(); err != nil {
+			return 0, err
 		}
-		c.open.add(c, 1)
-		return true
-	})
-	if !ok {
-		c.broken = true
-		return 0, fmt.Errorf("ttrpc frame of another type than request: %w", io.EOF) // EOF makes ttrpc close the connection
 	}
-	return n, err
+	n := copy(p, c.frame)
+	c.frame = c.frame[n:]
+	return n, nil
+}
+
+// next reads one frame. ttrpc would take any number of requests, whether their answers are read or not, and decode of
+// each as much metadata as fits: the memory of PID 1 would be the host's to fill, before any policy is asked.
+func (c *requestConn) next() error {
+	var header [frameHeaderSize]byte
+	if _, err := io.ReadFull(c.Conn, header[:]); err != nil {
+		return err
+	}
+	size, id, kind := binary.BigEndian.Uint32(header[:4]), binary.BigEndian.Uint32(header[4:]), header[frameTypeOffset]
+	switch {
+	case kind != frameTypeRequest:
+		return c.refuse("a frame that is no request", "type", kind)
+	case size > maxFrame:
+		return c.refuse("a frame that is too large", "bytes", size)
+	case id%2 == 0 || id <= c.last:
+		return c.refuse("a stream id that is even or does not increase", "id", id)
+	case !c.open.begin(c, id, int(size)):
+		return c.refuse("too many open requests", "limit", maxOpen, "limit_bytes", maxOpenBytes)
+	}
+	c.last = id
+	frame := append(header[:], make([]byte, size)...)
+	if _, err := io.ReadFull(c.Conn, frame[frameHeaderSize:]); err != nil {
+		return err
+	}
+	if err := checkWire(frame[frameHeaderSize:], (*ttrpc.Request)(nil).ProtoReflect().Descriptor()); err != nil {
+		return c.refuse("a malformed request", "error", err)
+	}
+	c.frame = frame
+	return nil
+}
+
+// refuse ends the connection. It is closed at once: ttrpc, when it waits for an answer to be taken, reads nothing.
+func (c *requestConn) refuse(why string, args ...any) error {
+	c.log.Warn("connection dropped", append([]any{"reason", why}, args...)...)
+	_ = c.Close()
+	return fmt.Errorf("%s: %w", why, io.EOF) // EOF makes ttrpc forget the connection
 }
 
 // Write writes to the connection. Each frame answers one request, whose answer has then been handed to the kernel.
 func (c *requestConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	answered := 0
-	c.out.follow(p[:n], func(byte) bool { answered++; return true })
-	c.open.add(c, -answered)
+	c.out.follow(p[:n], func(id uint32) { c.open.end(c, id) })
 	return n, err
 }
 
@@ -105,15 +139,15 @@ type frameFollower struct {
 	body   uint32 // bytes of the frame's body still to come
 }
 
-// follow calls done with the type of each frame that ends in p, until done returns false, and returns what it did.
-func (f *frameFollower) follow(p []byte, done func(kind byte) bool) bool {
+// follow calls done with the stream id of each frame that ends in p.
+func (f *frameFollower) follow(p []byte, done func(id uint32)) {
 	for len(p) > 0 {
 		if f.filled < frameHeaderSize {
 			n := copy(f.header[f.filled:], p)
 			f.filled += n
 			p = p[n:]
 			if f.filled < frameHeaderSize {
-				return true
+				return
 			}
 			f.body = binary.BigEndian.Uint32(f.header[:4])
 		}
@@ -121,66 +155,9 @@ func (f *frameFollower) follow(p []byte, done func(kind byte) bool) bool {
 		f.body -= uint32(n)
 		p = p[n:]
 		if f.body > 0 {
-			return true
+			return
 		}
 		f.filled = 0
-		if !done(f.header[frameTypeOffset]) {
-			return false
-		}
-	}
-	return true
-}
-
-// openRequests counts the requests that have arrived and are not answered yet. ttrpc itself takes a connection with a
-// running request for idle, until it has answered one, and closes it under the request when it shuts down.
-type openRequests struct {
-	mu   sync.Mutex
-	n    int
-	none chan struct{} // closed when n becomes 0; nil if nobody waits
-}
-
-func (o *openRequests) add(c *requestConn, delta int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if c.mine < 0 {
-		return // dropped
-	}
-	delta = max(delta, -c.mine)
-	c.mine += delta
-	o.change(delta)
-}
-
-func (o *openRequests) drop(c *requestConn) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.change(-c.mine)
-	c.mine = -1
-}
-
-func (o *openRequests) change(delta int) {
-	o.n += delta
-	if o.n == 0 && o.none != nil {
-		close(o.none)
-		o.none = nil
-	}
-}
-
-// wait returns when no request is open or ctx has ended.
-func (o *openRequests) wait(ctx context.Context) error {
-	o.mu.Lock()
-	if o.n == 0 {
-		o.mu.Unlock()
-		return nil
-	}
-	if o.none == nil {
-		o.none = make(chan struct{})
-	}
-	none := o.none
-	o.mu.Unlock()
-	select {
-	case <-none:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for running requests: %w", context.Cause(ctx))
+		done(binary.BigEndian.Uint32(f.header[4:]))
 	}
 }

@@ -4,6 +4,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,9 +20,8 @@ import (
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/cloister-cc/cloister/client"
 	"github.com/cloister-cc/cloister/rpc/pb"
 )
 
@@ -168,27 +169,94 @@ func TestNewServerNeedsSandbox(t *testing.T) {
 	}
 }
 
-func TestTooLargeMessage(t *testing.T) {
+// TestHostileFrames: threat: the host sends what ttrpc would answer, decode or keep at a cost. Seen: the connection is
+// dropped, and the server serves on.
+func TestHostileFrames(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, &fakeSandbox{}, AllowAll)
-	// the client refuses to send it; a hostile one does not: header and body by hand
-	conn := r.dial(t)
-	defer conn.Close()
-	go func() { _, _ = conn.Write(append(frame(1, frameTypeRequest, 5<<20), make([]byte, 5<<20)...)) }()
-	header := make([]byte, frameHeaderSize)
-	if _, err := io.ReadFull(conn, header); err != nil {
-		t.Fatal(err)
+	check := encode(t, &ttrpc.Request{Service: "grpc.Health", Method: "Check"})
+	request := append(frame(1, frameTypeRequest, len(check)), check...)
+	metadata := bytes.Repeat([]byte{5<<3 | 2, 0}, 2<<20) // 170 MiB once decoded
+	for name, test := range map[string]struct {
+		frames []byte
+		want   string
+	}{
+		"too large":       {frame(1, frameTypeRequest, maxFrame+1), "too large"},
+		"even stream id":  {frame(2, frameTypeRequest, 0), "even"},
+		"same stream id":  {slices.Concat(request, request), "does not increase"},
+		"not protobuf":    {append(frame(1, frameTypeRequest, 1), 0xff), "malformed"},
+		"endless headers": {append(frame(1, frameTypeRequest, len(metadata)), metadata...), "malformed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, &fakeSandbox{}, DenyAll)
+			conn := r.dial(t)
+			defer conn.Close()
+			go func() { _, _ = conn.Write(test.frames) }()
+			_, _ = io.Copy(io.Discard, conn) // until the server closes it
+			if !strings.Contains(r.log.String(), test.want) {
+				t.Errorf("log: %s", r.log)
+			}
+			if _, err := r.call(t.Context(), t, "Check", ``); err != nil {
+				t.Errorf("after it: %v", err)
+			}
+		})
 	}
-	body := make([]byte, binary.BigEndian.Uint32(header))
-	if _, err := io.ReadFull(conn, body); err != nil {
-		t.Fatal(err)
+}
+
+// TestAnswersNotTaken: threat: the host sends requests and reads no answer, so that each is kept. Seen: at some number,
+// or some size, of open requests the connection is dropped, and what it had is given back.
+func TestAnswersNotTaken(t *testing.T) {
+	t.Parallel()
+	for name, payload := range map[string]int{"many": 0, "large": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, &fakeSandbox{}, DenyAll)
+			conn := r.dial(t)
+			defer conn.Close()
+			body := encode(t, &ttrpc.Request{Service: "grpc.AgentService", Method: "WaitProcess", Payload: make([]byte, payload)})
+			var err error
+			for id := uint32(1); err == nil && id < 1<<20; id += 2 {
+				_, err = conn.Write(append(frame(id, frameTypeRequest, len(body)), body...))
+			}
+			if err == nil {
+				t.Fatal("half a million requests are open")
+			}
+			if !strings.Contains(r.log.String(), "too many open requests") {
+				t.Errorf("log: %s", r.log)
+			}
+			if err := r.server.open.wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.call(t.Context(), t, "Check", ``); err != nil {
+				t.Errorf("after it: %v", err)
+			}
+		})
 	}
-	var resp ttrpc.Response
-	if err := proto.Unmarshal(body, &resp); err != nil {
-		t.Fatal(err)
+}
+
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, &fakeSandbox{}, DenyAll)
+	var conns []net.Conn
+	for range maxConnections {
+		conns = append(conns, r.dial(t))
 	}
-	if codes.Code(resp.GetStatus().GetCode()) != codes.ResourceExhausted {
-		t.Errorf("answered %v", &resp)
+	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); err == nil { // two are the rig's
+		t.Error("one too many was let in")
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	for { // their ends take a moment to be seen
+		c, err := client.Dial(t.Context(), "unix://"+r.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Health().Check(t.Context(), &pb.CheckRequest{})
+		_ = c.Close()
+		if err == nil {
+			break
+		}
 	}
 }
 

@@ -26,6 +26,8 @@ const (
 // itemLimit returns the limit of a list or map.
 func itemLimit(fd protoreflect.FieldDescriptor) int {
 	switch fd.FullName() {
+	case "ttrpc.Request.metadata": // none of it is used
+		return 64
 	case "grpc.CreateContainerRequest.storages", "grpc.CreateContainerRequest.devices", "grpc.CreateContainerRequest.shared_mounts",
 		"grpc.CreateSandboxRequest.storages", "grpc.CreateSandboxRequest.kernel_modules", "grpc.UpdateEphemeralMountsRequest.storages":
 		return 256
