@@ -22,7 +22,7 @@ import (
 // disk with the key from the initramfs.
 func TestRealGuest(t *testing.T) {
 	t.Parallel()
-	for _, arch := range testbed.Architectures() {
+	for _, arch := range initramfs.Architectures() {
 		t.Run(arch, func(t *testing.T) {
 			t.Parallel()
 			bed, err := testbed.Load(os.Getenv("CLOISTER_CACHE"), arch)

@@ -11,6 +11,9 @@ const (
 	ArchAMD64 = "amd64"
 )
 
+// Architectures returns all of them, the first being the default.
+func Architectures() []string { return []string{ArchS390x, ArchAMD64} }
+
 // GuestModules returns the kernel modules that a guest needs, in the order in which they are best loaded. There is no
 // modprobe in the guest, so the algorithms that dm-crypt, dm-verity and erofs ask the kernel's crypto API for by name
 // have to stand here as well. Modules that a kernel has built in may stand here too.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/testbed"
 )
 
@@ -32,15 +33,15 @@ func newSetupCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			archs := []string{arch}
 			if arch == archAll {
-				archs = testbed.Architectures()
-			} else if !slices.Contains(testbed.Architectures(), arch) {
-				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--arch is %s or %s", strings.Join(testbed.Architectures(), ", "), archAll)}
+				archs = initramfs.Architectures()
+			} else if !slices.Contains(initramfs.Architectures(), arch) {
+				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--arch is %s or %s", strings.Join(initramfs.Architectures(), ", "), archAll)}
 			}
 			return runSetup(cmd, archs, cache, asJSON)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&arch, "arch", testbed.ArchS390X, "architecture of the guests: s390x, amd64 or all")
+	f.StringVar(&arch, "arch", initramfs.ArchS390x, "architecture of the guests: s390x, amd64 or all")
 	f.StringVar(&cache, "cache", "", "cache folder (default: cloister in the user's cache folder)")
 	f.BoolVar(&asJSON, "json", false, "print where everything lies as JSON on standard output")
 	return cmd

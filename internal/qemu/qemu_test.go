@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/qemu"
 	"github.com/cloister-cc/cloister/internal/testbed"
 )
@@ -49,7 +50,7 @@ func config(t *testing.T, arch string) qemu.Config {
 
 // A kernel without an initramfs finds no root file system, panics, and QEMU ends instead of booting it again.
 func TestBootUntilPanic(t *testing.T) {
-	for _, arch := range testbed.Architectures() {
+	for _, arch := range initramfs.Architectures() {
 		t.Run(arch, func(t *testing.T) {
 			c := config(t, arch)
 			// A comma and a colon in a file name must not end up in QEMU's options.

@@ -12,21 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/debian"
 )
 
-// Guest architectures, by Debian's (and Go's) names.
-const (
-	ArchS390X = "s390x"
-	ArchAMD64 = "amd64"
-)
-
-// Architectures returns the guest architectures that a bed can be set up for.
-func Architectures() []string { return []string{ArchS390X, ArchAMD64} }
-
 func checkArch(arch string) error {
-	if !slices.Contains(Architectures(), arch) {
-		return fmt.Errorf("architecture %q is none of %v", arch, Architectures())
+	if !slices.Contains(initramfs.Architectures(), arch) {
+		return fmt.Errorf("architecture %q is none of %v", arch, initramfs.Architectures())
 	}
 	return nil
 }

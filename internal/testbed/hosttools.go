@@ -14,11 +14,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/debian"
 )
 
 // gnuNames are the names that Debian's (cross) compilers and multiarch folders have, by architecture.
-var gnuNames = map[string]string{ArchS390X: "s390x-linux-gnu", ArchAMD64: "x86_64-linux-gnu"}
+var gnuNames = map[string]string{initramfs.ArchS390x: "s390x-linux-gnu", initramfs.ArchAMD64: "x86_64-linux-gnu"}
 
 // compilers returns the packages that hold a C compiler for arch and the C library it links with.
 func compilers(host, arch string) []string {

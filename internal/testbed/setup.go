@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/debian"
 )
 
@@ -184,7 +185,7 @@ func (s *setup) hostPackages(ctx context.Context) error {
 
 // guestPackages fetches what the guest boots and runs.
 func (s *setup) guestPackages(ctx context.Context) error {
-	meta := map[string]string{ArchS390X: "linux-image-s390x", ArchAMD64: "linux-image-cloud-amd64"}[s.arch]
+	meta := map[string]string{initramfs.ArchS390x: "linux-image-s390x", initramfs.ArchAMD64: "linux-image-cloud-amd64"}[s.arch]
 	kernel, err := s.archive.Resolve(ctx, debian.Suite{Name: guestSuite, Arch: s.arch}, meta, "linux-image-")
 	if err != nil {
 		return err
@@ -208,9 +209,9 @@ func (s *setup) guestPackages(ctx context.Context) error {
 func (s *setup) qemu(ctx context.Context) error {
 	names := []string{"qemu-system-common", "qemu-system-data"}
 	switch s.arch {
-	case ArchS390X:
+	case initramfs.ArchS390x:
 		names = append(names, "qemu-system-s390x")
-	case ArchAMD64:
+	case initramfs.ArchAMD64:
 		names = append(names, "qemu-system-x86", "seabios")
 	default:
 		return checkArch(s.arch)

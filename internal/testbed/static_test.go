@@ -6,6 +6,8 @@ package testbed
 import (
 	"debug/elf"
 	"testing"
+
+	"github.com/cloister-cc/cloister/initramfs"
 )
 
 // checkStatic checks that a binary is of the architecture and needs neither an interpreter nor libraries.
@@ -16,7 +18,7 @@ func checkStatic(t *testing.T, path, arch string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if want := map[string]elf.Machine{ArchS390X: elf.EM_S390, ArchAMD64: elf.EM_X86_64}[arch]; f.Machine != want {
+	if want := map[string]elf.Machine{initramfs.ArchS390x: elf.EM_S390, initramfs.ArchAMD64: elf.EM_X86_64}[arch]; f.Machine != want {
 		t.Errorf("%s is for %v, want %v", path, f.Machine, want)
 	}
 	for _, p := range f.Progs {

@@ -20,23 +20,25 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/cloister-cc/cloister/initramfs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestLoadRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Load(dir, ArchS390X); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "cloister setup --arch s390x") {
+	if _, err := Load(dir, initramfs.ArchS390x); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "cloister setup --arch s390x") {
 		t.Errorf("empty cache: %v", err)
 	}
 	if _, err := Load(dir, "riscv64"); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("unknown architecture: %v", err)
 	}
 	for name, text := range map[string]string{"damaged": "{", "paths that are gone": `{"arch":"s390x","kernel":"/does/not/exist"}`, "no paths": `{"arch":"s390x"}`} {
-		if err := os.WriteFile(bedPath(dir, ArchS390X), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(bedPath(dir, initramfs.ArchS390x), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := Load(dir, ArchS390X); err == nil {
+		if b, err := Load(dir, initramfs.ArchS390x); err == nil {
 			t.Errorf("%s: loaded %+v", name, b)
 		}
 	}
@@ -45,13 +47,13 @@ func TestLoadRefuses(t *testing.T) {
 func TestSaveAndLoad(t *testing.T) {
 	dir := t.TempDir()
 	b := Bed{
-		Arch: ArchAMD64, QEMUDir: dir, VsockBackend: dir, Kernel: dir, KernelVersion: "6", ModulesDir: dir, Crun: dir, Pause: dir,
+		Arch: initramfs.ArchAMD64, QEMUDir: dir, VsockBackend: dir, Kernel: dir, KernelVersion: "6", ModulesDir: dir, Crun: dir, Pause: dir,
 		Busybox: dir, Registry: dir,
 	}
 	if err := b.save(dir); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Load(dir, ArchAMD64); err != nil || !reflect.DeepEqual(*got, b) {
+	if got, err := Load(dir, initramfs.ArchAMD64); err != nil || !reflect.DeepEqual(*got, b) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }
@@ -80,7 +82,7 @@ func TestLock(t *testing.T) {
 }
 
 func TestBuildAppearsWhenComplete(t *testing.T) {
-	s := &setup{cache: t.TempDir(), arch: ArchS390X, progress: func(string) {}}
+	s := &setup{cache: t.TempDir(), arch: initramfs.ArchS390x, progress: func(string) {}}
 	wrong := errors.New("wrong")
 	if _, err := s.build("thing", "1:2~3", newCacheKey("r"), func(string) error { return wrong }); !errors.Is(err, wrong) {
 		t.Errorf("error %v", err)
@@ -148,7 +150,7 @@ func TestNotInstalled(t *testing.T) {
 func beds(t *testing.T) []*Bed {
 	t.Helper()
 	var beds []*Bed
-	for _, arch := range Architectures() {
+	for _, arch := range initramfs.Architectures() {
 		b, err := Load(os.Getenv("CLOISTER_CACHE"), arch)
 		if err == nil {
 			beds = append(beds, b)
