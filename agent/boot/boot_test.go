@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -109,6 +110,15 @@ func TestSetSysctls(t *testing.T) {
 	}
 	if err := setSysctls(root); err == nil {
 		t.Error("a sysctl that cannot be written was passed over")
+	}
+}
+
+// Threat: the kernel prints what a process of a container held when it crashed, and the host reads the console.
+func TestCrashesStayOffTheConsole(t *testing.T) {
+	for _, name := range []string{"debug/exception-trace", "kernel/print-fatal-signals"} {
+		if !slices.Contains(sysctls, sysctl{name, "0"}) {
+			t.Errorf("%s is not switched off", name)
+		}
 	}
 }
 

@@ -17,10 +17,15 @@ import (
 // maxOpenFiles is the limit of open files of the agent and what it starts.
 const maxOpenFiles = 1 << 20
 
-// sysctls close what an attacker with a foot in the guest, or the host over the console, could use. Kernels that lack
+// sysctl is a kernel parameter, by its path below /proc/sys.
+type sysctl struct{ name, value string }
+
+// sysctls close what an attacker with a foot in the guest, or the host over the console, could use or read. Kernels that lack
 // one (ENOENT) lack the feature with it; any other failure ends the boot.
-var sysctls = []struct{ name, value string }{
+var sysctls = []sysctl{
 	{"kernel/sysrq", "0"},
+	{"debug/exception-trace", "0"}, // or a crash of a container's process prints its code or registers on the console
+	{"kernel/print-fatal-signals", "0"},
 	{"kernel/core_pattern", "|/bin/false"},
 	{"fs/suid_dumpable", "0"},
 	{"kernel/dmesg_restrict", "1"},
