@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
@@ -93,7 +94,14 @@ func flightID(l registry.Layer) string {
 }
 
 // layer returns a verified layer, from the store if it is there. An encrypted one needs its key in either case.
-func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.Layer) (store.Layer, error) {
+// It runs in a goroutine of its own, where a panic over what a registry serves would end the whole program.
+func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.Layer) (_ store.Layer, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.config.Log.Error("layer panicked", "digest", l.Descriptor.Digest.String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = errors.New("internal error of the agent, see its log")
+		}
+	}()
 	plain, encrypted := decrypt.PlainMediaType(l.Descriptor.MediaType)
 	compression, err := unpack.FromMediaType(plain)
 	if err != nil {

@@ -347,3 +347,27 @@ func TestNewEmptiesTheStore(t *testing.T) {
 		}
 	}
 }
+
+// Threat: a library panics over a layer, in a goroutine that no request handler guards. Seen: an error, nothing is left
+// of it, and the next pull works.
+func TestPanicIsAnError(t *testing.T) {
+	needRoot(t)
+	r := registrytest.New(t)
+	key := bytes.Repeat([]byte{7}, 32)
+	addImage(t, r, "v1", build(t, r, "gzip", tarball(t, map[string]string{"a": "b"}), key))
+	broken := true
+	s, _ := service(t, r, func(c *Config) {
+		good := keyring(key)
+		c.Keys = func(ctx context.Context, uri string) ([]byte, error) {
+			if broken {
+				panic("broken")
+			}
+			return good(ctx, uri)
+		}
+	})
+	contains(t, s.Mount(t.Context(), "c1", r.Reference("v1"), t.TempDir()), "internal error")
+	broken = false
+	if err := s.Mount(t.Context(), "c1", r.Reference("v1"), t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}
