@@ -27,33 +27,38 @@ type target struct {
 	cid, port uint32
 }
 
-const addressForms = "use hvsock://SOCKET:PORT, vsock://CID:PORT or unix://PATH"
+// ErrAddress is in the errors for a text that is not an address, whatever runs behind it.
+var ErrAddress = errors.New("not an address")
+
+func badAddress(format string, args ...any) error {
+	return fmt.Errorf("%w: %s: use hvsock://SOCKET:PORT, vsock://CID:PORT or unix://PATH", ErrAddress, fmt.Sprintf(format, args...))
+}
 
 func parse(address string) (target, error) {
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok || rest == "" {
-		return target{}, errors.New("not an address: " + addressForms)
+		return target{}, badAddress("the scheme or what follows it is missing")
 	}
 	switch scheme {
 	case "unix":
 		return target{scheme: scheme, path: rest}, nil
 	case "hvsock", "vsock":
 	default:
-		return target{}, fmt.Errorf("unknown scheme %q: %s", scheme, addressForms)
+		return target{}, badAddress("unknown scheme %q", scheme)
 	}
 	colon := strings.LastIndexByte(rest, ':')
 	if colon <= 0 {
-		return target{}, errors.New("the port is missing: " + addressForms)
+		return target{}, badAddress("the port is missing")
 	}
 	port, err := strconv.ParseUint(rest[colon+1:], 10, 32)
 	if err != nil || port == math.MaxUint32 {
-		return target{}, fmt.Errorf("port %q is no vsock port: %s", rest[colon+1:], addressForms)
+		return target{}, badAddress("port %q is no vsock port", rest[colon+1:])
 	}
 	t := target{scheme: scheme, path: rest[:colon], port: uint32(port)}
 	if scheme == "vsock" {
 		cid, err := strconv.ParseUint(t.path, 10, 32)
 		if err != nil || cid == math.MaxUint32 {
-			return target{}, fmt.Errorf("%q is no context id of a guest: %s", t.path, addressForms)
+			return target{}, badAddress("%q is no context id of a guest", t.path)
 		}
 		t.cid, t.path = uint32(cid), ""
 	}

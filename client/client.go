@@ -29,7 +29,7 @@ type Client struct {
 //	vsock://CID:PORT      a guest's context id and port
 //	unix://PATH           a unix socket; unix://@NAME is an abstract one
 //
-// ctx bounds connecting, not the calls that follow. Errors say what to look at next.
+// ctx bounds connecting, not the calls that follow. Errors say what to look at next; a wrong address is ErrAddress.
 func Dial(ctx context.Context, address string) (*Client, error) {
 	conn, err := dial(ctx, address)
 	if err != nil {
@@ -61,7 +61,7 @@ const (
 )
 
 // DialReady connects to an agent whose guest may still be booting: it tries until the agent has answered Health.Check
-// or ctx ends, whose deadline the caller sets. A wrong address ends it at once.
+// or ctx ends, whose deadline the caller sets. A wrong address ends it at once, with ErrAddress.
 func DialReady(ctx context.Context, address string) (*Client, error) {
 	if _, err := parse(address); err != nil {
 		return nil, fmt.Errorf("connect to agent at %s: %w", address, err)
@@ -77,12 +77,26 @@ func DialReady(ctx context.Context, address string) (*Client, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("agent at %s is not ready: %w; is the guest still booting? Look at its console: %w",
-				address, context.Cause(ctx), last)
+			return nil, &notReadyError{address: address, cause: context.Cause(ctx), last: last}
 		case <-time.After(retryPause):
 		}
 	}
 }
+
+// notReadyError is the end of DialReady's patience.
+type notReadyError struct {
+	address     string
+	cause, last error
+}
+
+func (e *notReadyError) Error() string {
+	return fmt.Sprintf("agent at %s is not ready: %v (%v)", e.address, e.last, e.cause)
+}
+
+func (e *notReadyError) Unwrap() []error { return []error{e.cause, e.last} }
+
+// Hint says what to do about it.
+func (e *notReadyError) Hint() string { return "is the guest still booting? Look at its console" }
 
 // over tells whether ctx has ended, or will as soon as its timer runs: a dial that has the same deadline may be earlier.
 func over(ctx context.Context) bool {
@@ -93,10 +107,11 @@ func over(ctx context.Context) bool {
 func dialCheck(ctx context.Context, address string) (*Client, error) {
 	connectCtx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	c, err := Dial(connectCtx, address)
+	conn, err := dial(connectCtx, address)
 	if err != nil {
 		return nil, err
 	}
+	c := New(conn)
 	checkCtx, cancel := context.WithTimeout(ctx, readinessTimeout)
 	defer cancel()
 	answer, err := c.health.Check(checkCtx, &pb.CheckRequest{})

@@ -89,7 +89,7 @@ type FileInfo struct {
 func Load(dir string) (*Guest, error) {
 	f, err := os.Open(filepath.Join(dir, GuestFile))
 	if err != nil {
-		return nil, fmt.Errorf("load guest: %w", err)
+		return nil, &InputError{Input: "guest", Err: err, What: "give a folder that 'cloister build' wrote"}
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxGuestSize+1))

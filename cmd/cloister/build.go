@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/version"
+	"github.com/cloister-cc/cloister/keys"
 )
 
 const buildExample = `  # a guest whose agent answers no request until it gets a policy
@@ -25,6 +27,9 @@ const buildExample = `  # a guest whose agent answers no request until it gets a
   # one for a test: it pulls encrypted images from a registry of yours and lets every request pass
   cloister build ... --registry-ca ca.pem --registry-auth auth.json \
       --image-key kbs:///default/image-key/demo=demo.key --policy allow-all --output guest/`
+
+// valueFlags are the flags of build whose values stand in no file: a wrong one is wrong usage.
+var valueFlags = []string{"arch", "policy", "log-level", "compression"}
 
 // newBuildCommand returns "cloister build".
 func newBuildCommand() *cobra.Command {
@@ -36,7 +41,8 @@ func newBuildCommand() *cobra.Command {
 		Use:   "build",
 		Short: "Build a guest: encrypted root disk, initramfs that unlocks it, kernel",
 		Long: "build writes a folder with a kernel, an initramfs, an encrypted root disk and guest.json, which describes them.\n" +
-			"It needs no privileges. The initramfs holds the disk's key: seal it before it leaves a trusted machine.",
+			"It needs no privileges. The initramfs holds the disk's key: seal it before it leaves a trusted machine.\n\n" +
+			"'make build' makes the agent; 'cloister setup --json' names a kernel, its modules, a static crun and a pause process.",
 		Example: buildExample,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,12 +50,16 @@ func newBuildCommand() *cobra.Command {
 				return err
 			}
 			var err error
-			if o.ImageKeys, err = parseImageKeys(imageKeys); err != nil {
-				return &usageError{cmd: cmd.CommandPath(), err: err}
+			if o.ImageKeys, err = parseKeyFiles(cmd, "--image-key", imageKeys); err != nil {
+				return err
 			}
 			o.Compression = initramfs.Compression(compression)
 			o.Builder = version.String()
-			return runBuild(cmd, o, asJSON)
+			err = runBuild(cmd, o, asJSON)
+			if in, ok := errors.AsType[*guestimage.InputError](err); ok && slices.Contains(valueFlags, in.Input) {
+				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--%w", err)}
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
@@ -86,16 +96,22 @@ func requireFlags(cmd *cobra.Command, names ...string) error {
 	return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("not given: %s", strings.Join(missing, ", "))}
 }
 
-// parseImageKeys splits URI=FILE.
-func parseImageKeys(args []string) (map[string]string, error) {
+// parseKeyFiles reads the values of a flag that is URI=FILE into a map from URI to file.
+func parseKeyFiles(cmd *cobra.Command, flag string, args []string) (map[string]string, error) {
+	wrong := func(format string, a ...any) error {
+		return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf(flag+" "+format, a...)}
+	}
 	out := make(map[string]string, len(args))
 	for _, arg := range args {
 		uri, file, ok := strings.Cut(arg, "=")
-		if !ok || uri == "" || file == "" {
-			return nil, errors.New("--image-key wants URI=FILE")
+		if !ok || file == "" {
+			return nil, wrong("wants URI=FILE, for instance kbs:///default/image-key/demo=demo.key")
+		}
+		if _, err := keys.ParseURI(uri); err != nil {
+			return nil, wrong("wants URI=FILE: %w", err)
 		}
 		if _, ok := out[uri]; ok {
-			return nil, fmt.Errorf("--image-key is given twice for %s", uri)
+			return nil, wrong("is given twice for %s", uri)
 		}
 		out[uri] = file
 	}
@@ -124,6 +140,7 @@ func runBuild(cmd *cobra.Command, o guestimage.Options, asJSON bool) error {
 // printJSON writes v indented.
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }

@@ -61,12 +61,15 @@ func newCtlCommand() *cobra.Command {
 
 // do connects and runs f with a session.
 func (c *ctlCommand) do(cmd *cobra.Command, f func(ctx context.Context, s *ctl.Session) error) error {
-	if c.address == "" {
-		return &usageError{cmd: cmd.CommandPath(), err: errors.New("--address is missing")}
+	if err := requireFlags(cmd, "address"); err != nil {
+		return err
 	}
 	ready, cancel := context.WithTimeout(cmd.Context(), c.wait)
 	defer cancel()
 	agent, err := client.DialReady(ready, c.address)
+	if errors.Is(err, client.ErrAddress) {
+		return &usageError{cmd: cmd.CommandPath(), err: err}
+	}
 	if err != nil {
 		return err
 	}
@@ -152,7 +155,7 @@ func (c *ctlCommand) createSandbox() *cobra.Command {
 		return s.CreateSandbox(ctx, args[0], hostname, dns)
 	})
 	cmd.Flags().StringVar(&hostname, "hostname", "", "host name of the sandbox")
-	cmd.Flags().StringArrayVar(&dns, "dns", nil, "line of the sandbox's resolv.conf, for instance \"nameserver 10.0.2.3\"; repeatable")
+	cmd.Flags().StringArrayVar(&dns, "dns", nil, "line of the sandbox's resolv.conf, for instance \"nameserver 10.0.2.3\" (may be repeated)")
 	return cmd
 }
 

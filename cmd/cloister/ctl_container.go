@@ -5,10 +5,14 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/ctl"
 	"github.com/cloister-cc/cloister/rpc/pb"
@@ -25,16 +29,19 @@ func (l *linkFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&l.name, "interface", "eth0", "name of the guest's network interface")
 	f.StringVar(&l.mac, "mac", "", "hardware address that finds the interface")
-	f.StringArrayVar(&l.ips, "ip", nil, "address of the interface, for instance 10.0.2.15/24; repeatable")
+	f.StringArrayVar(&l.ips, "ip", nil, "address of the interface, for instance 10.0.2.15/24 (may be repeated)")
 	f.Uint64Var(&l.mtu, "mtu", 0, "MTU in bytes; 0 leaves it as it is")
 }
 
 func (l *linkFlags) link(cmd *cobra.Command) (*ctl.Link, error) {
+	if hw, err := net.ParseMAC(l.mac); err != nil || len(hw) != 6 {
+		return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--mac is not six bytes as in 02:00:00:00:00:01: %q", l.mac)}
+	}
 	link := &ctl.Link{Name: l.name, MAC: l.mac, MTU: l.mtu}
 	for _, s := range l.ips {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, &usageError{cmd: cmd.CommandPath(), err: err}
+			return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--ip is not ADDRESS/BITS, for instance 10.0.2.15/24: %q", s)}
 		}
 		link.Addresses = append(link.Addresses, p)
 	}
@@ -46,6 +53,9 @@ func (c *ctlCommand) updateInterface() *cobra.Command {
 	cmd := &cobra.Command{Use: "update-interface", Short: "Configure a network interface of the guest", Args: cobra.NoArgs}
 	flags.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := requireFlags(cmd, "mac"); err != nil {
+			return err
+		}
 		link, err := flags.link(cmd)
 		if err != nil {
 			return err
@@ -88,7 +98,7 @@ func defaultRoute(cmd *cobra.Command, gateway, device string) ([]ctl.Route, erro
 	}
 	addr, err := netip.ParseAddr(gateway)
 	if err != nil {
-		return nil, &usageError{cmd: cmd.CommandPath(), err: err}
+		return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--gateway is not an address: %q", gateway)}
 	}
 	return []ctl.Route{{Gateway: addr, Device: device}}, nil
 }
@@ -101,7 +111,7 @@ type containerFlags struct {
 func (f *containerFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.container.SandboxID, "sandbox", "", "id of the sandbox (default: the container's)")
-	fl.StringArrayVar(&f.container.Process.Env, "env", nil, "NAME=VALUE for the container's process; repeatable")
+	fl.StringArrayVar(&f.container.Process.Env, "env", nil, "NAME=VALUE for the container's process (may be repeated)")
 	fl.StringVar(&f.container.Process.Cwd, "cwd", "/", "working directory")
 	fl.Uint32Var(&f.container.Process.UID, "uid", 0, "user id")
 	fl.Uint32Var(&f.container.Process.GID, "gid", 0, "group id")
@@ -110,7 +120,7 @@ func (f *containerFlags) add(cmd *cobra.Command) {
 
 func (c *ctlCommand) create() *cobra.Command {
 	var flags containerFlags
-	cmd := c.simple("create-container ID IMAGE -- COMMAND...", "Pull an image in the guest and create a container of it", cobra.MinimumNArgs(3),
+	cmd := c.simple("create-container [flags] ID IMAGE -- COMMAND...", "Pull an image in the guest and create a container of it", cobra.MinimumNArgs(3),
 		func(ctx context.Context, s *ctl.Session, args []string) error {
 			flags.container.ID, flags.container.Image, flags.container.Process.Args = args[0], args[1], args[2:]
 			return s.CreateContainer(ctx, flags.container)
@@ -137,7 +147,7 @@ func (c *ctlCommand) exec() *cobra.Command {
 	var execID string
 	var p ctl.Process
 	cmd := &cobra.Command{
-		Use:   "exec ID -- COMMAND...",
+		Use:   "exec [flags] ID -- COMMAND...",
 		Short: "Run a process in a container, show its output and exit with its status",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -158,7 +168,7 @@ func (c *ctlCommand) exec() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&execID, "exec-id", "exec-1", "id of the new process")
-	cmd.Flags().StringArrayVar(&p.Env, "env", nil, "NAME=VALUE; repeatable")
+	cmd.Flags().StringArrayVar(&p.Env, "env", nil, "NAME=VALUE (may be repeated)")
 	cmd.Flags().StringVar(&p.Cwd, "cwd", "/", "working directory")
 	return cmd
 }
@@ -178,16 +188,32 @@ func (c *ctlCommand) attach() *cobra.Command {
 
 func (c *ctlCommand) signal() *cobra.Command {
 	var execID string
-	cmd := c.simple("signal ID NUMBER", "Send a signal to a container or process", cobra.ExactArgs(2),
+	var number uint32
+	cmd := c.simple("signal ID SIGNAL", "Send a signal, by number or name (TERM), to a container or process", cobra.ExactArgs(2),
 		func(ctx context.Context, s *ctl.Session, args []string) error {
-			number, err := strconv.ParseUint(args[1], 10, 32)
-			if err != nil {
-				return &usageError{cmd: "cloister ctl signal", err: err}
-			}
-			return s.Signal(ctx, args[0], execID, uint32(number))
+			return s.Signal(ctx, args[0], execID, number)
 		})
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
+		if number, err = parseSignal(args[1]); err != nil {
+			return &usageError{cmd: cmd.CommandPath(), err: err}
+		}
+		return nil
+	}
 	cmd.Flags().StringVar(&execID, "exec-id", "", execIDUsage)
 	return cmd
+}
+
+// parseSignal reads a signal's number, or its name with or without SIG. Numbers are those of Linux, the same on every
+// architecture that a guest can have.
+func parseSignal(s string) (uint32, error) {
+	if number, err := strconv.ParseUint(s, 10, 32); err == nil {
+		return uint32(number), nil
+	}
+	number := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG"))
+	if number == 0 {
+		return 0, fmt.Errorf("%q is neither the number nor the name of a signal", s)
+	}
+	return uint32(number), nil
 }
 
 func (c *ctlCommand) waitProcess() *cobra.Command {
@@ -219,7 +245,7 @@ func (c *ctlCommand) run() *cobra.Command {
 	var gateway string
 	var o ctl.RunOptions
 	cmd := &cobra.Command{
-		Use:   "run IMAGE -- COMMAND...",
+		Use:   "run [flags] IMAGE -- COMMAND...",
 		Short: "Walk the whole sequence of the shim for one container and exit with its status",
 		Long: "run checks the agent, configures the network where --mac is given, creates the sandbox and the container, shows\n" +
 			"its output until it ends, removes it and destroys the sandbox: the guest then powers off.",
@@ -231,16 +257,21 @@ func (c *ctlCommand) run() *cobra.Command {
 	f.StringVar(&flags.container.ID, "name", "demo", "id of the container")
 	f.StringVar(&gateway, "gateway", "", "gateway of the default route")
 	f.StringVar(&o.Hostname, "hostname", "", "host name of the sandbox")
-	f.StringArrayVar(&o.DNS, "dns", nil, "line of resolv.conf; repeatable")
+	f.StringArrayVar(&o.DNS, "dns", nil, "line of resolv.conf (may be repeated)")
 	f.BoolVar(&o.Pause, "pause", false, "create a pause container first, as Kubernetes does")
 	f.StringArrayVar(&o.Exec.Args, "exec", nil,
-		"word of a command to run beside the container's own; when it ends, the container is killed; repeatable")
+		"command to run beside the container's own, one flag for each of its words; when it ends, the container is killed")
 	f.BoolVar(&o.KeepSandbox, "keep-sandbox", false, "do not destroy the sandbox at the end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.Container = flags.container
 		o.Container.Image, o.Container.Process.Args = args[0], args[1:]
 		o.Stdout, o.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 		var err error
+		if len(link.ips) > 0 || gateway != "" || link.mtu != 0 {
+			if err := requireFlags(cmd, "mac"); err != nil {
+				return err
+			}
+		}
 		if link.mac != "" {
 			if o.Link, err = link.link(cmd); err != nil {
 				return err

@@ -64,11 +64,17 @@ func TestCtl(t *testing.T) {
 		"details --address " + allow:              {out: "image_guest_pull"},
 		"wait c1 --address " + allow:              {code: 3, out: "3\n"},
 		"exec c1 --address " + allow + " -- true": {code: 3},
-		"check":                                             {code: exitUsage, err: "--address is missing"},
-		"check --address nonsense":                          {code: exitFailure, err: "use hvsock://"},
-		"signal c1 x --address " + allow:                    {code: exitUsage, err: "invalid syntax"},
+		"check":                                             {code: exitUsage, err: "not given: --address"},
+		"check --address nonsense":                          {code: exitUsage, err: "use hvsock://"},
+		"signal c1 x --address " + allow:                    {code: exitUsage, err: "name of a signal"},
 		"create-container c1 --address " + allow:            {code: exitUsage, err: "requires at least 3 arg(s)"},
-		"run i --mac x --ip y --address " + allow + " -- z": {code: exitUsage, err: "netip"},
+		"create-container c1 i --address " + allow:          {code: exitUsage, err: "use cloister ctl create-container [flags] ID IMAGE -- COMMAND..."},
+		"signal c1 sigterm --address " + allow:              {code: exitFailure, err: "SignalProcess(c1, 15)"}, // the stub has none
+		"run i --mac x --ip y --address " + allow + " -- z": {code: exitUsage, err: "--mac is not six bytes"},
+		"run i --ip 10.0.2.15/24 --address x -- z":          {code: exitUsage, err: "not given: --mac"},
+		"run i --mac 02:00:00:00:00:01 --ip y -- z":         {code: exitUsage, err: "--ip is not ADDRESS/BITS"},
+		"run i --mac 02:00:00:00:00:01 --gateway y -- z":    {code: exitUsage, err: "--gateway is not an address"},
+		"update-interface --address " + allow:               {code: exitUsage, err: "not given: --mac"},
 		"check --wait 1ns --address unix:///no/such/file":   {code: exitFailure, err: "is not ready"},
 	} {
 		t.Run(line, func(t *testing.T) {

@@ -6,11 +6,14 @@ package main
 import (
 	"fmt"
 	"runtime"
+	"slices"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
+	"github.com/cloister-cc/cloister/initramfs"
 )
 
 const imageExample = `  cloister image create --rootfs busybox/ --arch s390x --entrypoint /bin/sh plain/
@@ -36,12 +39,16 @@ func newImageCommand() *cobra.Command {
 func newImageCreateCommand() *cobra.Command {
 	var o imagecrypt.Options
 	cmd := &cobra.Command{
-		Use:   "create --rootfs DIR [flags] LAYOUT",
+		Use:   "create --rootfs ROOTFS [flags] LAYOUT",
 		Short: "Make an image with one layer out of a root file system",
-		Long:  "create writes an OCI image layout. The same input makes the same image, byte by byte.",
-		Args:  cobra.ExactArgs(1),
+		Long: "create writes an OCI image layout and prints the digest of its manifest. The same input makes the same image, byte\n" +
+			"by byte. Files of a folder belong to root in the image; a tar archive becomes the layer as it is.",
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := requireFlags(cmd, "rootfs"); err != nil {
+				return err
+			}
+			if err := checkImageFlags(cmd, &o); err != nil {
 				return err
 			}
 			o.Output = args[0]
@@ -61,19 +68,42 @@ func newImageCreateCommand() *cobra.Command {
 	return cmd
 }
 
+// checkImageFlags finds what would make an image that no guest can run.
+func checkImageFlags(cmd *cobra.Command, o *imagecrypt.Options) error {
+	wrong := func(format string, args ...any) error {
+		return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf(format, args...)}
+	}
+	if !slices.Contains(initramfs.Architectures(), o.Arch) {
+		return wrong("--arch is %s: %q", strings.Join(initramfs.Architectures(), " or "), o.Arch)
+	}
+	for _, e := range o.Config.Env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
+			return wrong("--env is not NAME=VALUE: %q", e)
+		}
+	}
+	if compressions := []string{imagecrypt.Gzip, imagecrypt.Zstd, imagecrypt.None}; !slices.Contains(compressions, o.Compression) {
+		return wrong("--compression is one of %s: %q", strings.Join(compressions, ", "), o.Compression)
+	}
+	return nil
+}
+
 func newImageEncryptCommand() *cobra.Command {
 	var keyArgs []string
 	cmd := &cobra.Command{
-		Use:   "encrypt --key URI=FILE SOURCE DESTINATION",
+		Use:   "encrypt --key URI=FILE [flags] SOURCE DESTINATION",
 		Short: "Encrypt every layer of an image",
 		Long: "encrypt writes the image of the layout SOURCE to the layout DESTINATION. Guests that have one of the keys can\n" +
-			"run it. A key file holds 32 random bytes.",
+			"run it. A key file holds 32 random bytes. What is printed is the digest of the new manifest.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := requireFlags(cmd, "key"); err != nil {
 				return err
 			}
-			recipients, err := imagecrypt.ReadRecipients(keyArgs)
+			files, err := parseKeyFiles(cmd, "--key", keyArgs)
+			if err != nil {
+				return err
+			}
+			recipients, err := imagecrypt.ReadRecipients(files)
 			if err != nil {
 				return err
 			}
@@ -89,7 +119,7 @@ func newImageEncryptCommand() *cobra.Command {
 func newImagePushCommand() *cobra.Command {
 	var ca, auth string
 	cmd := &cobra.Command{
-		Use:   "push --ca FILE [--auth FILE] LAYOUT REFERENCE",
+		Use:   "push --ca FILE [flags] LAYOUT REFERENCE",
 		Short: "Copy an image to a registry",
 		Long:  "push copies the image of an OCI image layout to host[:port]/repository:tag, over HTTPS only.",
 		Args:  cobra.ExactArgs(2),

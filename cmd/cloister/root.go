@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -42,6 +43,10 @@ func newRootCommand() *cobra.Command {
 		newRunCommand(),
 		newSetupCommand(),
 	)
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Args, completion.RunE = cobra.NoArgs, root.RunE // or an unknown shell gets the help and exit code 0
+	}
 	checkUsage(root)
 	return root
 }
@@ -62,10 +67,14 @@ func (e *usageError) Hint() string { return e.cmd + " --help shows how it is use
 func checkUsage(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return &usageError{cmd: c.CommandPath(), err: err}
+			err := check(c, args)
+			if err == nil {
+				return nil
 			}
-			return nil
+			if strings.Contains(c.Use, " ") { // it takes arguments
+				err = fmt.Errorf("%w: use %s", err, c.UseLine())
+			}
+			return &usageError{cmd: c.CommandPath(), err: err}
 		}
 	}
 	for _, sub := range cmd.Commands() {

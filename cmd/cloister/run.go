@@ -24,7 +24,7 @@ func newRunCommand() *cobra.Command {
 		Long: "run starts the guest of a folder that 'cloister build' wrote, in the emulator that 'cloister setup' fetched. It\n" +
 			"prints the address of the guest's agent, then the guest's console, and ends when the guest powers off.\n" +
 			"It protects nothing: QEMU sees the guest's memory, and the initramfs in the folder holds the disk's key.",
-		Example: "  cloister run guest/ --console console.log",
+		Example: "  cloister run guest/ --console console.log &\n  cloister ctl --address ADDRESS check",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			o.GuestDir, o.Network, o.Console = args[0], !noNetwork, cmd.OutOrStdout()

@@ -42,7 +42,8 @@ type Options struct {
 // FromRootfs makes an image with one layer and returns its manifest's descriptor. The same input makes the same image:
 // there are no times in it; of a folder's files all belong to root and have the time 0. A tar becomes the layer as it is.
 // Device nodes are an error, sockets are left out, extended attributes of a folder's files are dropped.
-func FromRootfs(ctx context.Context, o Options) (ocispec.Descriptor, error) {
+// After an error nothing is left of the layout.
+func FromRootfs(ctx context.Context, o Options) (_ ocispec.Descriptor, err error) {
 	if o.Arch == "" {
 		return ocispec.Descriptor{}, errors.New("create image: no architecture")
 	}
@@ -50,6 +51,11 @@ func FromRootfs(ctx context.Context, o Options) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, out.discard())
+		}
+	}()
 	layer, diffID, err := writeLayer(ctx, out, o)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("create image: %w", err)

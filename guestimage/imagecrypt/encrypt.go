@@ -52,8 +52,8 @@ func checkRecipients(recipients []Recipient) error {
 }
 
 // Encrypt writes the image of the OCI layout src to dst with every layer encrypted for all recipients, and returns the
-// new manifest's descriptor. A layer that is encrypted already is an error.
-func Encrypt(ctx context.Context, src, dst string, recipients []Recipient) (ocispec.Descriptor, error) {
+// new manifest's descriptor. A layer that is encrypted already is an error. After an error nothing is left at dst.
+func Encrypt(ctx context.Context, src, dst string, recipients []Recipient) (_ ocispec.Descriptor, err error) {
 	if err := checkRecipients(recipients); err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -69,6 +69,11 @@ func Encrypt(ctx context.Context, src, dst string, recipients []Recipient) (ocis
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, out.discard())
+		}
+	}()
 	if err := copyConfig(in, out, m.Config); err != nil {
 		return ocispec.Descriptor{}, err
 	}

@@ -323,16 +323,13 @@ func TestReadRecipients(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rs, err := ReadRecipients([]string{keyURI + "=" + filepath.Join(dir, "good")})
+	rs, err := ReadRecipients(map[string]string{keyURI: filepath.Join(dir, "good")})
 	if err != nil || len(rs) != 1 || rs[0].KeyURI != keyURI || !bytes.Equal(rs[0].Key.Bytes(), bytes.Repeat([]byte{9}, 32)) {
 		t.Errorf("%v, %v", rs, err)
 	}
-	for _, arg := range []string{
-		"", keyURI, keyURI + "=", "demo=" + filepath.Join(dir, "good"), keyURI + "=" + filepath.Join(dir, "short"),
-		keyURI + "=" + filepath.Join(dir, "long"), keyURI + "=" + filepath.Join(dir, "empty"), keyURI + "=" + filepath.Join(dir, "absent"),
-	} {
-		if rs, err := ReadRecipients([]string{arg}); err == nil {
-			t.Errorf("%q: %v", arg, rs)
+	for _, key := range [][2]string{{"", "good"}, {"demo", "good"}, {keyURI, "short"}, {keyURI, "long"}, {keyURI, "empty"}, {keyURI, "absent"}} {
+		if rs, err := ReadRecipients(map[string]string{key[0]: filepath.Join(dir, key[1])}); err == nil {
+			t.Errorf("%q: %v", key, rs)
 		}
 	}
 }

@@ -8,8 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/keys"
@@ -18,12 +19,12 @@ import (
 // maxCASize bounds a file of CA certificates, in bytes.
 const maxCASize = 4 << 20
 
-// ReadRecipients reads recipients written as URI=FILE; each file holds the KeySize raw bytes of the key of that URI. The
-// caller wipes the keys.
-func ReadRecipients(args []string) ([]Recipient, error) {
+// ReadRecipients reads the keys of recipients from files (URI to file), each of which holds the KeySize raw bytes of its
+// URI's key. They come in the order of their URIs. The caller wipes the keys.
+func ReadRecipients(files map[string]string) ([]Recipient, error) {
 	var recipients []Recipient
-	for _, arg := range args {
-		r, err := readRecipient(arg)
+	for _, uri := range slices.Sorted(maps.Keys(files)) {
+		r, err := readRecipient(uri, files[uri])
 		if err != nil {
 			Wipe(recipients)
 			return nil, err
@@ -40,11 +41,7 @@ func Wipe(recipients []Recipient) {
 	}
 }
 
-func readRecipient(arg string) (Recipient, error) {
-	uri, file, ok := strings.Cut(arg, "=")
-	if !ok || file == "" {
-		return Recipient{}, fmt.Errorf("key %q is not URI=FILE, for instance kbs:///default/image-key/demo=demo.key", arg)
-	}
+func readRecipient(uri, file string) (Recipient, error) {
 	if _, err := keys.ParseURI(uri); err != nil {
 		return Recipient{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -20,17 +21,35 @@ import (
 )
 
 // layout is an OCI image layout (image-layout.md of the OCI image spec 1.1) that holds one image.
-type layout struct{ dir string }
+type layout struct {
+	dir string
+	// created says that the folder was not there before.
+	created bool
+}
 
 // createLayout makes an empty layout in a folder that does not exist or is empty.
 func createLayout(dir string) (*layout, error) {
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+	entries, err := os.ReadDir(dir)
+	if len(entries) > 0 {
 		return nil, fmt.Errorf("%s is not empty", dir)
 	}
+	l := &layout{dir: dir, created: errors.Is(err, fs.ErrNotExist)}
 	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil { // no secrets in it
 		return nil, fmt.Errorf("create image layout: %w", err)
 	}
-	return &layout{dir}, nil
+	return l, nil
+}
+
+// discard removes what has been written, so that the same command can be given again.
+func (l *layout) discard() error {
+	if l.created {
+		return os.RemoveAll(l.dir)
+	}
+	var errs []error
+	for _, name := range []string{ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile} {
+		errs = append(errs, os.RemoveAll(filepath.Join(l.dir, name)))
+	}
+	return errors.Join(errs...)
 }
 
 // openLayout opens a layout with one image.
@@ -43,7 +62,7 @@ func openLayout(dir string) (*layout, error) {
 	if err := json.Unmarshal(data, &l); err != nil || l.Version != ocispec.ImageLayoutVersion {
 		return nil, fmt.Errorf("%s is not an OCI image layout of version %s", dir, ocispec.ImageLayoutVersion)
 	}
-	return &layout{dir}, nil
+	return &layout{dir: dir}, nil
 }
 
 func (l *layout) path(d digest.Digest) string {
