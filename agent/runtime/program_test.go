@@ -30,6 +30,10 @@ func containerMain(args []string) int {
 	case "tell":
 		_, _ = os.Stdout.WriteString(toldText())
 		return 5
+	case "attack":
+		return attack()
+	case "attack-as-owner":
+		return attackAsOwner()
 	case "leave-behind":
 		child := exec.Command("/proc/self/exe", inContainer, "hold")
 		child.Stdout = os.Stdout
