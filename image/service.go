@@ -17,8 +17,9 @@ import (
 	"github.com/cloister-cc/cloister/initramfs/layout"
 )
 
-// maxManifests bounds the manifests that are kept in memory. All are dropped when there are more.
-const maxManifests = 128
+// maxManifests bounds the manifests that are kept in memory, each as large as registry.MaxManifestSize. All are dropped
+// when there are more.
+const maxManifests = 16
 
 // Service pulls images and mounts them. It may be used from many goroutines.
 type Service struct {
