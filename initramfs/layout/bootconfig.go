@@ -22,7 +22,8 @@ const MaxBootConfigSize = 1 << 20
 
 // Policies that BootConfig.Policy can name. The empty string means PolicyDenyAll.
 const (
-	// PolicyDenyAll answers every request of the agent API with PERMISSION_DENIED.
+	// PolicyDenyAll answers every request of the agent API with PERMISSION_DENIED, but those of the health service, and a
+	// read of a stream with its end.
 	PolicyDenyAll = "deny-all"
 	// PolicyAllowAll lets every request of the host pass. It is for tests and demonstrations.
 	PolicyAllowAll = "allow-all"
