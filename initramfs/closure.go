@@ -67,23 +67,10 @@ func (e *MissingModuleError) Error() string {
 	return fmt.Sprintf("kernel module %s is not in %s", e.Name, e.Dir)
 }
 
-// ModuleClosure returns the named modules of a lib/modules/VERSION folder and all that they depend on, in load order.
-// Modules that are built into the kernel are left out; one that the kernel does not have is a *MissingModuleError.
-func ModuleClosure(dir string, want []string) ([]Module, error) {
-	wants := make([]Want, len(want))
-	for i, name := range want {
-		wants[i] = Want{Name: name}
-	}
-	c, err := Resolve(dir, wants)
-	if err != nil {
-		return nil, err
-	}
-	return c.Modules, nil
-}
-
 // Resolve returns the wanted modules of a lib/modules/VERSION folder (which needs modules.order and modules.builtin,
 // but no modules.dep) and all that they depend on, as their .modinfo sections say. Soft dependencies are added where
-// the kernel has them. All modules must be of one kernel; a cycle of dependencies is an error.
+// the kernel has them. All modules must be of one kernel; a cycle of dependencies is an error, and so is, as a
+// *MissingModuleError, a module that the kernel does not have and that is not optional.
 func Resolve(dir string, want []Want) (*Closure, error) {
 	d, err := openModuleDir(dir)
 	if err != nil {

@@ -183,13 +183,13 @@ func TestResolveRefusesFolders(t *testing.T) {
 					must(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
 				}
 			}
-			_, err := ModuleClosure(dir, []string{"a"})
+			_, err := Resolve(dir, []Want{{Name: "a"}})
 			if err == nil || !strings.Contains(err.Error(), tc.err) || !strings.Contains(err.Error(), "modules") {
 				t.Errorf("error %v, want one with %q", err, tc.err)
 			}
 		})
 	}
-	if _, err := ModuleClosure(filepath.Join(t.TempDir(), "none"), nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Resolve(filepath.Join(t.TempDir(), "none"), nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error %v, want ErrNotExist", err)
 	}
 }
@@ -203,7 +203,7 @@ func TestResolveStaysInFolder(t *testing.T) {
 	must(t, os.WriteFile(outside, mod(t, "a"), 0o600))
 	must(t, os.Remove(filepath.Join(dir, "kernel/a.ko")))
 	must(t, os.Symlink(outside, filepath.Join(dir, "kernel/a.ko")))
-	if _, err := ModuleClosure(dir, []string{"a"}); err == nil || !strings.Contains(err.Error(), "escapes") {
+	if _, err := Resolve(dir, []Want{{Name: "a"}}); err == nil || !strings.Contains(err.Error(), "escapes") {
 		t.Errorf("error %v, want one that the path escapes", err)
 	}
 }
@@ -223,10 +223,11 @@ func TestModuleCompression(t *testing.T) {
 		t.Run("ko"+suffix, func(t *testing.T) {
 			t.Parallel()
 			dir := modulesDir(t, map[string][]byte{"a.ko" + suffix: data})
-			m, err := ModuleClosure(dir, []string{"a"})
+			c, err := Resolve(dir, []Want{{Name: "a"}})
 			if err != nil {
 				t.Fatal(err)
 			}
+			m := c.Modules
 			if len(m) != 1 || m[0].File != "a.ko" || !bytes.Equal(m[0].Data, plain) {
 				t.Errorf("got %v", names(m))
 			}

@@ -24,9 +24,9 @@ var (
 	hugepageSize    = regexp.MustCompile(`^[1-9][0-9]{0,9}[KMG]B$`)
 )
 
-// CgroupPath turns a cgroup path of the shim, also in systemd's form "slice:prefix:name", into an absolute one that
+// cgroupPath turns a cgroup path of the shim, also in systemd's form "slice:prefix:name", into an absolute one that
 // is not the root. An empty one becomes a path made of the container's id.
-func CgroupPath(p, id string) (string, error) {
+func cgroupPath(p, id string) (string, error) {
 	parts := strings.FieldsFunc(p, func(r rune) bool { return r == '/' || r == ':' })
 	if len(parts) == 0 {
 		return path.Join(defaultCgroup, id), nil
@@ -42,16 +42,16 @@ func CgroupPath(p, id string) (string, error) {
 	return "/" + strings.Join(parts, "/"), nil
 }
 
-// CgroupsOverlap reports whether one of two cgroup paths, as CgroupPath returns them, is or contains the other.
+// CgroupsOverlap reports whether one of two cgroup paths of converted specs is or contains the other.
 // Containers must not overlap: to remove the one would kill the other.
 func CgroupsOverlap(a, b string) bool {
 	return strings.HasPrefix(a+"/", b+"/") || strings.HasPrefix(b+"/", a+"/")
 }
 
-// ConvertResources takes over limits of memory, CPU time, number of processes and huge pages. CPU and memory nodes
+// convertResources takes over limits of memory, CPU time, number of processes and huge pages. CPU and memory nodes
 // name those of the host and are left out, and so are what cgroup v2 does not have, block I/O and network classes.
 // Devices are limited to the default ones, whatever was asked.
-func ConvertResources(in *specs.LinuxResources) (*specs.LinuxResources, error) {
+func convertResources(in *specs.LinuxResources) (*specs.LinuxResources, error) {
 	out := &specs.LinuxResources{Devices: deviceRules()}
 	if in == nil {
 		return out, nil

@@ -84,11 +84,11 @@ func convertLinux(in *specs.Linux, o Options) (*specs.Linux, map[string]string, 
 	if err != nil {
 		return nil, nil, err
 	}
-	cgroup, err := CgroupPath(in.CgroupsPath, o.ID)
+	cgroup, err := cgroupPath(in.CgroupsPath, o.ID)
 	if err != nil {
 		return nil, nil, err
 	}
-	resources, err := ConvertResources(in.Resources)
+	resources, err := convertResources(in.Resources)
 	if err != nil {
 		return nil, nil, err
 	}

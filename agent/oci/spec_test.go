@@ -243,7 +243,7 @@ func TestCgroupPath(t *testing.T) {
 		{strings.Repeat("/a", 33), ""},
 		{"/" + strings.Repeat("a", 256), ""},
 	} {
-		got, err := CgroupPath(test.in, "id")
+		got, err := cgroupPath(test.in, "id")
 		if got != test.want || (err == nil) != (test.want != "") {
 			t.Errorf("%q: %q, %v; want %q", test.in, got, err, test.want)
 		}

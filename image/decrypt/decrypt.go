@@ -18,10 +18,10 @@ import (
 
 // Annotations of an encrypted layer's descriptor.
 const (
-	// KeysPrefix starts every annotation that holds wrapped layer keys; the scheme follows.
-	KeysPrefix = "org.opencontainers.image.enc.keys."
+	// keysPrefix starts every annotation that holds wrapped layer keys; the scheme follows.
+	keysPrefix = "org.opencontainers.image.enc.keys."
 	// KeysAnnotation holds the layer key wrapped for a Confidential Containers guest.
-	KeysAnnotation = KeysPrefix + "provider.attestation-agent"
+	KeysAnnotation = keysPrefix + "provider.attestation-agent"
 	// PublicAnnotation holds the public parameters of the layer cipher.
 	PublicAnnotation = "org.opencontainers.image.enc.pubopts"
 )
@@ -61,7 +61,7 @@ func Unwrap(ctx context.Context, annotations map[string]string, keys KeyFunc) (*
 	if !ok {
 		return nil, unsupportedScheme(annotations)
 	}
-	packets, err := ParsePackets(value)
+	packets, err := parsePackets(value)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func Unwrap(ctx context.Context, annotations map[string]string, keys KeyFunc) (*
 func unsupportedScheme(annotations map[string]string) error {
 	var schemes []string
 	for name := range annotations {
-		if scheme, ok := strings.CutPrefix(name, KeysPrefix); ok {
+		if scheme, ok := strings.CutPrefix(name, keysPrefix); ok {
 			schemes = append(schemes, fmt.Sprintf("%.40q", scheme))
 		}
 	}
@@ -99,7 +99,7 @@ func unsupportedScheme(annotations map[string]string) error {
 		strings.Join(schemes[:min(len(schemes), 8)], ", "))
 }
 
-func unwrapPacket(ctx context.Context, p Packet, keys KeyFunc) (*blockcipher.PrivateLayerBlockCipherOptions, error) {
+func unwrapPacket(ctx context.Context, p packet, keys KeyFunc) (*blockcipher.PrivateLayerBlockCipherOptions, error) {
 	key, err := keys(ctx, p.KeyURI)
 	defer func() { clear(key) }()
 	if errors.Is(err, ErrNoKey) || err == nil && len(key) == 0 {
@@ -129,12 +129,12 @@ func unwrapPacket(ctx context.Context, p Packet, keys KeyFunc) (*blockcipher.Pri
 }
 
 // open decrypts the packet's wrapped key.
-func (p Packet) open(key []byte) ([]byte, error) {
+func (p packet) open(key []byte) ([]byte, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, fmt.Errorf("unwrap layer key: %w", err)
 	}
-	if p.WrapType == WrapCTR {
+	if p.WrapType == wrapCTR {
 		plain := make([]byte, len(p.Wrapped))
 		cipher.NewCTR(block, p.IV).XORKeyStream(plain, p.Wrapped)
 		return plain, nil

@@ -116,7 +116,7 @@ const readmePacket = "eyJraWQiOiJrYnM6Ly8vZGVmYXVsdC9rZXkva2V5X2lkMSIsIndyYXBwZW
 const readmePubOpts = "eyJjaXBoZXIiOiJBRVNfMjU2X0NUUl9ITUFDX1NIQTI1NiIsImhtYWMiOiJQM08rQ1lhRGNSNkJteEpvdWlFV0lYM05XN1l2Nk5UcEp5dmhlNlBmbFA4PSIsImNpcGhlcm9wdGlvbnMiOnt9fQ=="
 
 func TestPublishedPacketParses(t *testing.T) {
-	packets, err := ParsePackets(readmePacket)
+	packets, err := parsePackets(readmePacket)
 	if err != nil || len(packets) != 1 || packets[0].KeyURI != "kbs:///default/key/key_id1" || packets[0].WrapType != WrapGCM {
 		t.Errorf("%+v, %v", packets, err)
 	}
@@ -142,8 +142,8 @@ func TestUnwrapErrors(t *testing.T) {
 		{"key short", v.annotations(v.PacketV1), only(v.KeyURI, wrong[:16]), ErrWrongKey, "has 16 bytes"},
 		{"provider fails", v.annotations(v.PacketV1), func(context.Context, string) ([]byte, error) { return nil, io.ErrNoProgress }, io.ErrNoProgress, "get key kbs:///default/test-key/1"},
 		{"tag changed", v.annotations(change(t, v.PacketV1, `"iv":"AAAA`, `"iv":"AAAB`)), only(v.KeyURI, v.key(t)), ErrWrongKey, ""},
-		{"only jwe", map[string]string{KeysPrefix + "jwe": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "jwe" only`},
-		{"other provider", map[string]string{KeysPrefix + "provider.x": "x"}, only("", nil), nil, `"provider.x"`},
+		{"only jwe", map[string]string{keysPrefix + "jwe": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "jwe" only`},
+		{"other provider", map[string]string{keysPrefix + "provider.x": "x"}, only("", nil), nil, `"provider.x"`},
 		{"no keys", map[string]string{PublicAnnotation: v.PubOpts}, only("", nil), nil, "no annotation"},
 		{"no options", map[string]string{KeysAnnotation: v.PacketV1}, only("", nil), nil, "no annotation"},
 	} {

@@ -29,19 +29,19 @@ const (
 const (
 	// WrapGCM is AES-256-GCM: 12 bytes of IV, 16 bytes of tag after the ciphertext, no additional data.
 	WrapGCM = "A256GCM"
-	// WrapCTR is AES-256-CTR with 16 bytes of IV. It does not authenticate the layer key.
-	WrapCTR = "A256CTR"
+	// wrapCTR is AES-256-CTR with 16 bytes of IV. It does not authenticate the layer key.
+	wrapCTR = "A256CTR"
 )
 
-// Packet is the wrapped key of one layer for one recipient.
-type Packet struct {
+// packet is the wrapped key of one layer for one recipient.
+type packet struct {
 	// KeyURI names the key that unwraps.
 	KeyURI string
 	// Wrapped is the encrypted layer key.
 	Wrapped []byte
 	// IV is the initialisation vector, 12 or 16 bytes as WrapType wants.
 	IV []byte
-	// WrapType is WrapGCM or WrapCTR.
+	// WrapType is WrapGCM or wrapCTR.
 	WrapType string
 }
 
@@ -57,8 +57,8 @@ type wirePacket struct {
 	Annotations      json.RawMessage `json:"annotations"`
 }
 
-// ParsePackets reads the value of KeysAnnotation. One packet that is not well formed makes all of it an error.
-func ParsePackets(annotation string) ([]Packet, error) {
+// parsePackets reads the value of KeysAnnotation. One packet that is not well formed makes all of it an error.
+func parsePackets(annotation string) ([]packet, error) {
 	if len(annotation) > maxAnnotation {
 		return nil, fmt.Errorf("annotation %s is larger than %d bytes", KeysAnnotation, maxAnnotation)
 	}
@@ -66,7 +66,7 @@ func ParsePackets(annotation string) ([]Packet, error) {
 	if len(values) > maxPackets {
 		return nil, fmt.Errorf("annotation %s has more than %d packets", KeysAnnotation, maxPackets)
 	}
-	packets := make([]Packet, 0, len(values))
+	packets := make([]packet, 0, len(values))
 	for i, v := range values {
 		p, err := parsePacket(v)
 		if err != nil {
@@ -77,43 +77,43 @@ func ParsePackets(annotation string) ([]Packet, error) {
 	return packets, nil
 }
 
-func parsePacket(value string) (Packet, error) {
+func parsePacket(value string) (packet, error) {
 	data, err := decodeBase64(value)
 	if err != nil {
-		return Packet{}, err
+		return packet{}, err
 	}
 	var w wirePacket
 	if err := decodeJSON(data, &w); err != nil {
-		return Packet{}, err
+		return packet{}, err
 	}
 	if w.Version != "" && w.Version != "0.1.0" {
-		return Packet{}, fmt.Errorf("version %q is not 0.1.0", w.Version)
+		return packet{}, fmt.Errorf("version %q is not 0.1.0", w.Version)
 	}
 	if w.Provider != "" && w.Provider != "kbs" {
-		return Packet{}, fmt.Errorf("key provider %q is not supported, only kbs is", w.Provider)
+		return packet{}, fmt.Errorf("key provider %q is not supported, only kbs is", w.Provider)
 	}
 	if err := checkKeyURI(w.KeyID); err != nil {
-		return Packet{}, err
+		return packet{}, err
 	}
-	p := Packet{KeyURI: w.KeyID, WrapType: w.WrapType}
+	p := packet{KeyURI: w.KeyID, WrapType: w.WrapType}
 	if p.Wrapped, err = decodeBase64(w.Wrapped); err != nil {
-		return Packet{}, fmt.Errorf("wrapped_data: %w", err)
+		return packet{}, fmt.Errorf("wrapped_data: %w", err)
 	}
 	if p.IV, err = decodeBase64(w.IV); err != nil {
-		return Packet{}, fmt.Errorf("iv: %w", err)
+		return packet{}, fmt.Errorf("iv: %w", err)
 	}
 	return p, p.check()
 }
 
-func (p Packet) check() error {
+func (p packet) check() error {
 	ivSize, minimum := 0, 0
 	switch p.WrapType {
 	case WrapGCM:
 		ivSize, minimum = 12, 16
-	case WrapCTR:
+	case wrapCTR:
 		ivSize = 16
 	default:
-		return fmt.Errorf("wrap_type %q is neither %s nor %s", p.WrapType, WrapGCM, WrapCTR)
+		return fmt.Errorf("wrap_type %q is neither %s nor %s", p.WrapType, WrapGCM, wrapCTR)
 	}
 	if len(p.IV) != ivSize {
 		return fmt.Errorf("iv of %d bytes, %s has %d", len(p.IV), p.WrapType, ivSize)

@@ -94,8 +94,8 @@ func (c *Client) Manifest(ctx context.Context, ref Reference, d digest.Digest) (
 	return c.readAll(ctx, ref, desc, MaxManifestSize)
 }
 
-// Small returns a whole blob of at most MaxManifestSize bytes, checked against its descriptor's size and digest.
-func (c *Client) Small(ctx context.Context, ref Reference, desc ocispec.Descriptor) ([]byte, error) {
+// small returns a whole blob of at most MaxManifestSize bytes, checked against its descriptor's size and digest.
+func (c *Client) small(ctx context.Context, ref Reference, desc ocispec.Descriptor) ([]byte, error) {
 	if desc.Size < 0 || desc.Size > MaxManifestSize {
 		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are allowed", desc.Digest, desc.Size, MaxManifestSize)
 	}

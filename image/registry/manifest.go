@@ -50,7 +50,7 @@ func (c *Client) Image(ctx context.Context, ref Reference, d digest.Digest, arch
 	}
 	manifest := d
 	if isIndex(data) {
-		if manifest, err = ParseIndex(data, arch); err != nil {
+		if manifest, err = parseIndex(data, arch); err != nil {
 			return nil, fmt.Errorf("index of %s: %w", ref, err)
 		}
 		if data, err = c.Manifest(ctx, ref, manifest); err != nil {
@@ -61,11 +61,11 @@ func (c *Client) Image(ctx context.Context, ref Reference, d digest.Digest, arch
 	if err != nil {
 		return nil, fmt.Errorf("manifest of %s: %w", ref, err)
 	}
-	config, err := c.Small(ctx, ref, m.Config)
+	config, err := c.small(ctx, ref, m.Config)
 	if err != nil {
 		return nil, err
 	}
-	diffIDs, err := ParseConfig(config, arch)
+	diffIDs, err := parseConfig(config, arch)
 	if err != nil {
 		return nil, fmt.Errorf("config of %s: %w", ref, err)
 	}
@@ -94,8 +94,8 @@ func isIndex(data []byte) bool {
 	return json.Unmarshal(data, &s) == nil && s.Manifests != nil
 }
 
-// ParseIndex returns the digest of the manifest for linux on arch, a GOARCH.
-func ParseIndex(data []byte, arch string) (digest.Digest, error) {
+// parseIndex returns the digest of the manifest for linux on arch, a GOARCH.
+func parseIndex(data []byte, arch string) (digest.Digest, error) {
 	var s shape
 	if err := json.Unmarshal(data, &s); err != nil {
 		return "", fmt.Errorf("parse: %w", err)
@@ -156,8 +156,8 @@ func ParseManifest(data []byte) (*ocispec.Manifest, error) {
 	return m, nil
 }
 
-// ParseConfig checks that an image config is for linux on arch and returns the digests of its uncompressed layers.
-func ParseConfig(data []byte, arch string) ([]digest.Digest, error) {
+// parseConfig checks that an image config is for linux on arch and returns the digests of its uncompressed layers.
+func parseConfig(data []byte, arch string) ([]digest.Digest, error) {
 	var config ocispec.Image
 	if err := json.Unmarshal(data, &config); err != nil {
 		return nil, fmt.Errorf("parse: %w", err)

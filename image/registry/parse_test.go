@@ -194,7 +194,7 @@ func FuzzParseManifest(f *testing.F) {
 		`","size":3,"platform":{"os":"linux","architecture":"s390x"}}]}`))
 	f.Add([]byte(`{"os":"linux","architecture":"s390x","rootfs":{"type":"layers","diff_ids":["` + someDigest + `"]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, indexErr := ParseIndex(data, "s390x")
+		_, indexErr := parseIndex(data, "s390x")
 		m, err := ParseManifest(data)
 		if err == nil && indexErr == nil {
 			t.Fatal("one document is both an index and a manifest")
@@ -206,7 +206,7 @@ func FuzzParseManifest(f *testing.F) {
 				}
 			}
 		}
-		ids, err := ParseConfig(data, "s390x")
+		ids, err := parseConfig(data, "s390x")
 		for _, d := range ids {
 			if err == nil && checkDigest(d) != nil {
 				t.Fatalf("diff_id %q", d)

@@ -16,11 +16,11 @@ import (
 	"time"
 )
 
-// Keyring is the archive keyring that every suite must be signed with (package debian-archive-keyring).
-const Keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+// archiveKeyring is the archive keyring that every suite must be signed with (package debian-archive-keyring).
+const archiveKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// ListsMaxAge is how long a suite's lists are used before they are refreshed.
-const ListsMaxAge = 24 * time.Hour
+// listsMaxAge is how long a suite's lists are used before they are refreshed.
+const listsMaxAge = 24 * time.Hour
 
 // ArchSource is the pseudo architecture of a suite's source packages.
 const ArchSource = "source"
@@ -120,7 +120,7 @@ func (a *Archive) options(s Suite) []string {
 	}
 }
 
-// refresh makes sure that the suite's lists are there and no older than ListsMaxAge. With force it fetches them again
+// refresh makes sure that the suite's lists are there and no older than listsMaxAge. With force it fetches them again
 // unless this run did so already; it then reports whether it did.
 func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error) {
 	if err := s.check(); err != nil {
@@ -132,7 +132,7 @@ func (a *Archive) refresh(ctx context.Context, s Suite, force bool) (bool, error
 	if force && l.force || !force && l.ready {
 		return false, nil
 	}
-	if !force && time.Since(a.listsTime(s)).Abs() < ListsMaxAge {
+	if !force && time.Since(a.listsTime(s)).Abs() < listsMaxAge {
 		l.ready = true
 		return false, nil
 	}
@@ -175,9 +175,9 @@ func (a *Archive) suiteLists(s Suite) *suiteLists {
 }
 
 func (a *Archive) update(ctx context.Context, s Suite) error {
-	if _, err := os.Stat(Keyring); err != nil {
+	if _, err := os.Stat(archiveKeyring); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("no archive keyring at %s: install the package debian-archive-keyring", Keyring)
+			return fmt.Errorf("no archive keyring at %s: install the package debian-archive-keyring", archiveKeyring)
 		}
 		return fmt.Errorf("look for archive keyring: %w", err)
 	}
@@ -195,7 +195,7 @@ func (a *Archive) update(ctx context.Context, s Suite) error {
 	if s.Arch == ArchSource {
 		kind = "deb-src"
 	}
-	line := fmt.Sprintf("%s [signed-by=%s] %s %s main\n", kind, Keyring, mirror, s.Name)
+	line := fmt.Sprintf("%s [signed-by=%s] %s %s main\n", kind, archiveKeyring, mirror, s.Name)
 	if err := os.WriteFile(filepath.Join(d, "sources.list"), []byte(line), 0o600); err != nil {
 		return fmt.Errorf("write sources.list: %w", err)
 	}

@@ -62,14 +62,6 @@ func Overlay(target string, lower []string, upper, work string) error {
 	return nil
 }
 
-// Move moves the mount at from to the folder to, with everything that is mounted below it.
-func Move(from, to string) error {
-	if err := unix.Mount(from, to, "", unix.MS_MOVE, ""); err != nil {
-		return fmt.Errorf("move mount %s to %s: %w", from, to, os.NewSyscallError("mount", err))
-	}
-	return nil
-}
-
 // Unmount unmounts what is mounted on target. It fails while files there are in use.
 func Unmount(target string) error {
 	return unmount(target, unix.UMOUNT_NOFOLLOW)

@@ -99,17 +99,10 @@ func TestMount(t *testing.T) {
 		t.Errorf("bound as %q", line)
 	}
 
-	c := mkdir(t, filepath.Join(dir, "c"))
-	if err := Move(b, c); err != nil {
+	if err := Unmount(b); err != nil {
 		t.Fatal(err)
 	}
-	if mountLine(t, b) != "" || mountLine(t, c) == "" {
-		t.Error("the mount did not move")
-	}
-	if err := Unmount(c); err != nil {
-		t.Fatal(err)
-	}
-	if err := Unmount(c); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), c) {
+	if err := Unmount(b); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), b) {
 		t.Errorf("unmount of no mount: %v", err)
 	}
 
