@@ -27,8 +27,11 @@ const (
 	SandboxDir = "sandbox"
 )
 
+// resolvConf is the sandbox's resolv.conf in SandboxDir. It is also what the agent resolves names by.
+const resolvConf = "resolv.conf"
+
 // sandboxFiles are what may be mounted of SandboxDir, by themselves and nothing below them.
-var sandboxFiles = []string{"shm", "resolv.conf"}
+var sandboxFiles = []string{"shm", resolvConf}
 
 // filesystems are the types that may be mounted, with the options that each takes besides flags. Others could reach
 // devices or files of the guest.
@@ -147,6 +150,9 @@ func convertBind(m specs.Mount, runDir string) (specs.Mount, error) {
 	}
 	if !slices.Contains(options, "bind") && !slices.Contains(options, "rbind") {
 		options = append(options, "bind")
+	}
+	if inSandbox && file == resolvConf { // a container that wrote to it would redirect the agent's pulls
+		options = append(slices.DeleteFunc(options, func(o string) bool { return o == "rw" || o == "ro" }), "ro")
 	}
 	return specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: options}, nil
 }

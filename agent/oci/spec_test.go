@@ -348,3 +348,16 @@ func FuzzConvert(f *testing.F) {
 		}
 	})
 }
+
+// The sandbox's resolv.conf is the agent's, too: a container may read it, whatever its spec says.
+func TestResolvConfIsReadOnly(t *testing.T) {
+	m, err := convertBind(specs.Mount{
+		Destination: "/etc/resolv.conf", Type: "bind", Source: "/run/kata-containers/sandbox/resolv.conf", Options: []string{"rbind", "rw"},
+	}, "/run/kata-containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rw") {
+		t.Errorf("options %v, want ro and not rw", m.Options)
+	}
+}
