@@ -37,12 +37,12 @@ demo: ## run the main job on an emulated machine of ARCH, every step with its ti
 
 test: ## every test, both guest architectures (what CI runs)
 	@$(MAKE) --no-print-directory setup ARCH=all
-	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-unit REQUIRE_QEMU=1
 	@for a in $(GUESTS); do $(MAKE) --no-print-directory test-guest test-e2e ARCH=$$a || exit 1; done
 	@echo 'make test: all levels passed on $(GUESTS)'
 
 test-unit: ## tests that need no guest, with the race detector
-	go test -race ./...
+	REQUIRE_QEMU=$(REQUIRE_QEMU) go test -race $$(go list ./... | grep -v -e /test/e2e -e /internal/guesttest)
 
 test-guest: setup ## kernel-facing tests inside a guest of ARCH
 	REQUIRE_QEMU=1 CLOISTER_GUEST_ARCH=$(ARCH) go test -count=1 -timeout 30m ./internal/guesttest
@@ -61,9 +61,12 @@ fuzz: ## run every fuzz target for FUZZTIME each
 	  for f in $$(go test -list '^Fuzz' "$$p" | grep '^Fuzz' || true); do \
 	    echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$p" || exit 1; done; done
 
-lint: $(GOLANGCI_LINT) ## static checks, and that generated code is up to date
+lint: $(GOLANGCI_LINT) setup ## static checks, and that generated code and go.mod are up to date
 	$(GOLANGCI_LINT) run ./...
-	GOARCH=s390x $(GOLANGCI_LINT) run ./cmd/cloister-agent/... ./agent/... ./rpc/... ./storage/... ./image/...
+	GOARCH=s390x $(GOLANGCI_LINT) run ./...
+	go mod tidy -diff
+	go generate ./...
+	git diff --exit-code -- '*.pb.go'
 
 $(GOLANGCI_LINT):
 	@mkdir -p $(@D)/build

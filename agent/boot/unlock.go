@@ -11,8 +11,8 @@ import (
 	"github.com/cloister-cc/cloister/keys"
 )
 
-// UnlockDisk reads disk key and pinned header from the initramfs and has open map the disk's payload; it returns what
-// open does, the device of the plaintext.
+// UnlockDisk reads disk key and pinned header from the initramfs, wipes the key's file, and has open map the disk's
+// payload; it returns what open does, the device of the plaintext.
 //
 // It is the whole work of a process of its own (see Volumes.Unlock). Key derivation and LUKS libraries copy the key
 // where nobody can wipe it: freed objects of the Go heap keep their content until they are used again. The kernel
@@ -31,6 +31,9 @@ func UnlockDisk(device string, open func(device string, header, passphrase []byt
 		return "", fmt.Errorf("read disk key: %w", err)
 	}
 	defer key.Wipe()
+	if err := wipeFile(layout.DiskKeyPath); err != nil {
+		return "", fmt.Errorf("wipe disk key: %w", err)
+	}
 	if n := len(key.Bytes()); n != layout.DiskKeySize {
 		return "", fmt.Errorf("disk key has %d bytes, want %d", n, layout.DiskKeySize)
 	}

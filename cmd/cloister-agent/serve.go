@@ -22,7 +22,6 @@ import (
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
 	"github.com/cloister-cc/cloister/keys"
-	"github.com/cloister-cc/cloister/keys/file"
 	"github.com/cloister-cc/cloister/rpc"
 )
 
@@ -108,9 +107,9 @@ func certPool(pem []byte) (*x509.CertPool, error) {
 }
 
 // keyFunc gives image the one thing it needs of keys.
-func keyFunc(store *file.Store) func(context.Context, string) ([]byte, error) {
+func keyFunc(provider keys.Provider) func(context.Context, string) ([]byte, error) {
 	return func(ctx context.Context, uri string) ([]byte, error) {
-		secret, err := store.Get(ctx, uri)
+		secret, err := provider.Get(ctx, uri)
 		if errors.Is(err, keys.ErrNotFound) {
 			return nil, fmt.Errorf("%w: %s", image.ErrNoKey, uri)
 		}

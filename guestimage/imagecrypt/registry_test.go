@@ -30,6 +30,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/image"
+	"github.com/cloister-cc/cloister/initramfs"
+	"github.com/cloister-cc/cloister/internal/testbed"
 )
 
 // realRegistry is Debian's docker-registry behind TLS with a password, on this machine.
@@ -39,15 +41,26 @@ type realRegistry struct {
 	auth []byte
 }
 
+// registryBinary finds Debian's docker-registry: installed, or in the test bed.
+func registryBinary(t *testing.T) string {
+	t.Helper()
+	if binary, err := exec.LookPath("docker-registry"); err == nil {
+		return binary
+	}
+	bed, err := testbed.Load(os.Getenv("CLOISTER_CACHE"), initramfs.ArchS390x)
+	if err == nil {
+		return bed.Registry
+	}
+	if os.Getenv("REQUIRE_QEMU") == "1" {
+		t.Fatalf("no docker-registry, but REQUIRE_QEMU=1: %v", err)
+	}
+	t.Skipf("no docker-registry: %v", err)
+	return ""
+}
+
 func startRegistry(t *testing.T) *realRegistry {
 	t.Helper()
-	binary, err := exec.LookPath("docker-registry")
-	if err != nil {
-		if os.Getenv("REQUIRE_QEMU") == "1" {
-			t.Fatal("docker-registry is not installed (Debian package docker-registry)")
-		}
-		t.Skip("docker-registry is not installed (Debian package docker-registry)")
-	}
+	binary := registryBinary(t)
 	dir := t.TempDir()
 	r := &realRegistry{host: freeAddress(t), ca: certificate(t, dir)}
 	r.auth = []byte(fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, r.host, base64.StdEncoding.EncodeToString([]byte("demo:some password"))))

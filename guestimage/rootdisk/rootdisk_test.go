@@ -103,6 +103,9 @@ func fsck(t *testing.T, image []byte) {
 	t.Helper()
 	tool, err := exec.LookPath("fsck.erofs")
 	if err != nil {
+		if os.Getenv("REQUIRE_QEMU") == "1" && os.Getenv("CLOISTER_GUEST") != "1" {
+			t.Fatal("fsck.erofs is not installed (Debian: erofs-utils), but REQUIRE_QEMU=1")
+		}
 		t.Log("fsck.erofs is not installed (Debian: erofs-utils): image is read back by go-erofs only")
 		return
 	}

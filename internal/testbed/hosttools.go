@@ -30,10 +30,11 @@ func compilers(host, arch string) []string {
 	return []string{"gcc-" + gnu, "libc6-dev-" + arch + "-cross", "binutils-" + gnu}
 }
 
-// hostTools sees to the packages that the build host itself must have installed: compilers, tools that tests compare
-// with, and the libraries that the unpacked packages depend on.
+// hostTools sees to the packages that the build host itself must have installed: compilers (the protobuf one for make
+// generate), tools that tests compare with, and the libraries that the unpacked packages depend on.
 func (s *setup) hostTools(ctx context.Context, unpacked []debian.Package) error {
-	want := append(compilers(s.host, s.arch), "make", "pkg-config", "python3", "tar", "gzip", "xz-utils", "cpio", "cryptsetup-bin")
+	want := append(compilers(s.host, s.arch), "make", "pkg-config", "python3", "tar", "gzip", "xz-utils",
+		"cpio", "cryptsetup-bin", "erofs-utils", "protobuf-compiler", "libprotobuf-dev")
 	for _, p := range unpacked {
 		for _, name := range debian.DependsNames(p.Depends) {
 			if strings.HasPrefix(name, "lib") {

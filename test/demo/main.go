@@ -31,6 +31,6 @@ func main() {
 	defer cancel()
 	if err := run(ctx, *arch, *dir); err != nil {
 		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
-		os.Exit(1) //nolint:gocritic // the deferred calls only matter to a demo that goes on
+		os.Exit(1)
 	}
 }

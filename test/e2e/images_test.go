@@ -45,12 +45,12 @@ func (w *world) pushImages(t *testing.T) images {
 	return images{
 		good: good,
 		bad: []badImage{
-			{"a key that the guest does not have", push(w.Registry, "no-key", unknownURI, stranger), unknownURI},
-			{"another key by the right name", push(w.Registry, "wrong-key", imageURI, stranger), "key"},
-			{"a bit flipped in its layer", flipped, "digest"},
-			{"a registry of another CA", push(other, "other-ca", imageURI, w.imageKey), "certificate"},
-			{"a name that the registry does not know", w.Registry.Host(story.GuestHost) + "/story/absent:1", "not found"},
-			{"no registry in its name", "busybox", "registry"},
+			{"image key missing", push(w.Registry, "no-key", unknownURI, stranger), unknownURI},
+			{"image key wrong", push(w.Registry, "wrong-key", imageURI, stranger), "key"},
+			{"bit flipped in layer", flipped, "digest"},
+			{"registry with wrong certificate", push(other, "other-ca", imageURI, w.imageKey), "certificate"},
+			{"unknown image", w.Registry.Host(story.GuestHost) + "/story/absent:1", "not found"},
+			{"short name", "busybox", "registry"},
 		},
 	}
 }

@@ -50,10 +50,12 @@ func TestStory(t *testing.T) {
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", []string{"nameserver 10.0.2.3"}))
 	for _, bad := range images.bad {
-		err := s.CreateContainer(t.Context(), container("bad", bad.ref, "/bin/true"))
-		if err == nil || !strings.Contains(err.Error(), bad.want) {
-			t.Errorf("image with %s: error %v, want %q", bad.name, err, bad.want)
-		}
+		t.Run("refused "+bad.name, func(t *testing.T) {
+			err := s.CreateContainer(t.Context(), container("bad", bad.ref, "/bin/true"))
+			if err == nil || !strings.Contains(err.Error(), bad.want) {
+				t.Errorf("error %v, want %q", err, bad.want)
+			}
+		})
 	}
 	must(t, s.CreateContainer(t.Context(), ctl.Container{ID: "pod", Pause: true}))
 	must(t, s.StartContainer(t.Context(), "pod"))
