@@ -53,8 +53,8 @@ test-e2e: setup ## whole-system stories and attacks in a guest of ARCH
 bench: setup ## measure boot stages, pull, container life cycle, sizes and memory on ARCH
 	@go run ./test/bench --arch $(ARCH)
 
-soak: ## long campaigns, bounded by SOAK
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=$(SOAK)
+soak: ## long campaigns (all fuzz targets), bounded by SOAK; says how many of each ran
+	@go run ./test/soak --for $(SOAK)
 
 fuzz: ## run every fuzz target for FUZZTIME each
 	@go list ./... | while read -r p; do \
