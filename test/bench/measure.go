@@ -144,7 +144,7 @@ func (t *table) containers(ctx context.Context, s *ctl.Session, ref string) erro
 		name string
 		run  func() error
 	}{
-		{"pull of 1 MiB, create", func() error { return s.CreateContainer(ctx, sleep("first")) }},
+		{"pull busybox, create", func() error { return s.CreateContainer(ctx, sleep("first")) }},
 		{"start", func() error { return s.StartContainer(ctx, "first") }},
 		{"create, image cached", func() error { return s.CreateContainer(ctx, sleep("second")) }},
 		{"exec of true, wait", func() error {
