@@ -62,12 +62,12 @@ func fuzzTargets(ctx context.Context) ([]target, error) {
 		return nil, err
 	}
 	var targets []target
-	for _, pkg := range strings.FieldsSeq(packages) {
+	for pkg := range strings.FieldsSeq(packages) {
 		names, err := goCommand(ctx, "test", "-list=^Fuzz", pkg)
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range strings.FieldsSeq(names) {
+		for name := range strings.FieldsSeq(names) {
 			if strings.HasPrefix(name, "Fuzz") {
 				targets = append(targets, target{pkg, name})
 			}
