@@ -28,6 +28,13 @@ func connect(t *testing.T, vm *qemu.VM) (*client.Client, *ctl.Session) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
+	go func() { // a guest that has ended will never be ready
+		select {
+		case <-vm.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	c, err := client.DialReady(ctx, vm.AgentAddress())
 	if err != nil {
 		t.Fatal(err)

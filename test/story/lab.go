@@ -6,7 +6,6 @@ package story
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -110,7 +109,7 @@ func (l *Lab) Boot(ctx context.Context, dir string, change func(*qemu.Config)) (
 	if err != nil {
 		return nil, err
 	}
-	work, err := os.MkdirTemp("", "cloister-vm-")
+	work, err := os.MkdirTemp(l.Dir, "vm-") // goes with the lab's folder, whose path is short enough for sockets
 	if err != nil {
 		return nil, err
 	}
@@ -122,13 +121,5 @@ func (l *Lab) Boot(ctx context.Context, dir string, change func(*qemu.Config)) (
 	if change != nil {
 		change(&c)
 	}
-	vm, err := qemu.Start(ctx, c)
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(work))
-	}
-	go func() {
-		<-vm.Done()
-		_ = os.RemoveAll(work)
-	}()
-	return vm, nil
+	return qemu.Start(ctx, c)
 }
