@@ -43,6 +43,9 @@ type Bed struct {
 	Pause string `json:"pause"`
 	// Busybox is a static busybox for the guest; only demo and test containers hold it.
 	Busybox string `json:"busybox"`
+	// Bootloader is the folder with the first code of a Secure Execution image (stage3a.bin, stage3b_reloc.bin); "" where
+	// the architecture has none.
+	Bootloader string `json:"bootloader,omitempty"`
 	// Registry is Debian's docker-registry for the build host.
 	Registry string `json:"registry"`
 	// Packages lists every Debian package used, with its version and sha256.
@@ -105,7 +108,11 @@ func (b *Bed) check() error {
 		return err
 	}
 	var errs []error
-	for _, p := range []string{b.QEMUDir, b.VsockBackend, b.Kernel, b.ModulesDir, b.Crun, b.Pause, b.Busybox, b.Registry} {
+	paths := []string{b.QEMUDir, b.VsockBackend, b.Kernel, b.ModulesDir, b.Crun, b.Pause, b.Busybox, b.Registry}
+	if b.Arch == initramfs.ArchS390x {
+		paths = append(paths, b.Bootloader)
+	}
+	for _, p := range paths {
 		if _, err := os.Stat(p); err != nil {
 			errs = append(errs, err)
 		}

@@ -21,7 +21,7 @@ type crunSources struct {
 
 // fetchCrunSources fetches crun's upstream source, which ships its configure script, and the static libraries.
 func (s *setup) fetchCrunSources(ctx context.Context) (crunSources, error) {
-	tar, err := s.archive.FetchSource(ctx, guestSuite, "crun")
+	tar, err := s.archive.FetchSource(ctx, crunSuite, "crun")
 	if err != nil {
 		return crunSources{}, err
 	}

@@ -22,13 +22,14 @@ import (
 	"github.com/cloister-cc/cloister/internal/debian"
 )
 
-// Suites that the parts come from. The kernel, busybox and the runtime's source are those of the guest's Debian; the
-// static libraries must not want a newer C library than the build host's compiler has.
+// Suites that the parts come from: the build host's, and newer ones for what it lacks. The static libraries must not want
+// a newer C library than the build host's compiler has. Every suite costs a fetch of its lists, and a mirror that is
+// between two states of one stops the set-up: few are better.
 const (
-	hostSuite  = "bookworm"
-	qemuSuite  = "bookworm-backports"
-	guestSuite = "trixie"
-	vsockSuite = "sid"
+	hostSuite      = "bookworm"
+	backportsSuite = "bookworm-backports" // QEMU and the kernel
+	crunSuite      = "trixie"             // source alone
+	newestSuite    = "sid"                // what no stable Debian has yet
 )
 
 // setupTimeout bounds one Setup; from an empty cache it takes a minute or two.
@@ -118,6 +119,7 @@ func (s *setup) run(ctx context.Context) error {
 		return err
 	})
 	g.Go(func() error { return s.guestPackages(gctx) })
+	g.Go(func() error { return s.bootloader(gctx) })
 	g.Go(func() error { return s.hostPackages(gctx) })
 	g.Go(func() error {
 		// QEMU's own list of libraries is part of what the build host must have.
@@ -168,7 +170,7 @@ func (s *setup) note(packages ...debian.Package) {
 
 // hostPackages fetches what runs on the build host but needs no libraries of its own.
 func (s *setup) hostPackages(ctx context.Context) error {
-	vsock, err := s.fetch(ctx, vsockSuite, s.host, "vhost-device-vsock")
+	vsock, err := s.fetch(ctx, newestSuite, s.host, "vhost-device-vsock")
 	if err != nil {
 		return err
 	}
@@ -183,28 +185,6 @@ func (s *setup) hostPackages(ctx context.Context) error {
 	return nil
 }
 
-// guestPackages fetches what the guest boots and runs.
-func (s *setup) guestPackages(ctx context.Context) error {
-	meta := map[string]string{initramfs.ArchS390x: "linux-image-s390x", initramfs.ArchAMD64: "linux-image-cloud-amd64"}[s.arch]
-	kernel, err := s.archive.Resolve(ctx, debian.Suite{Name: guestSuite, Arch: s.arch}, meta, "linux-image-")
-	if err != nil {
-		return err
-	}
-	packages, err := s.fetch(ctx, guestSuite, s.arch, kernel, "busybox-static")
-	if err != nil {
-		return err
-	}
-	root := packages[0].Path
-	version := strings.TrimPrefix(kernel, "linux-image-")
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.bed.KernelVersion = version
-	s.bed.Kernel = filepath.Join(root, "boot", "vmlinuz-"+version)
-	s.bed.ModulesDir = filepath.Join(root, "usr/lib/modules", version)
-	s.bed.Busybox = filepath.Join(packages[1].Path, "usr/bin/busybox")
-	return nil
-}
-
 // qemu fetches QEMU, makes one tree of its packages, and sees to the libraries that it and the compilations need.
 func (s *setup) qemu(ctx context.Context) error {
 	names := []string{"qemu-system-common", "qemu-system-data"}
@@ -216,7 +196,7 @@ func (s *setup) qemu(ctx context.Context) error {
 	default:
 		return checkArch(s.arch)
 	}
-	packages, err := s.fetch(ctx, qemuSuite, s.host, names...)
+	packages, err := s.fetch(ctx, backportsSuite, s.host, names...)
 	if err != nil {
 		return err
 	}
