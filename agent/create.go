@@ -79,6 +79,9 @@ func (s *Sandbox) build(ctx context.Context, u *undo, c *container, result *oci.
 	if err := s.mountRootfs(ctx, u, c, result.Spec, pull); err != nil {
 		return nil, fmt.Errorf("mount root file system: %w", err)
 	}
+	if err := s.openSecrets(ctx, result.Spec.Process); err != nil {
+		return nil, err
+	}
 	c.spec = result.Spec.Process
 	// They belong to the network namespace of the whole sandbox, so that nothing takes them back.
 	for _, key := range slices.Sorted(maps.Keys(result.NetSysctls)) {

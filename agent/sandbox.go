@@ -29,6 +29,8 @@ type Config struct {
 	Network Network
 	// Reaper waits for the container processes, whose parent the agent becomes once the runtime has exited.
 	Reaper *proc.Reaper
+	// OpenSecret returns what the sealed secret in a variable's value stands for; without it, sealed values are refused.
+	OpenSecret func(ctx context.Context, text string) (string, error)
 	// Log may be nil.
 	Log *slog.Logger
 	// RunDir holds bundles and the files of the sandbox; empty means DefaultRunDir.

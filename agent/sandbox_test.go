@@ -35,7 +35,7 @@ type bed struct {
 	dir     string
 }
 
-func newBed(t *testing.T) *bed {
+func newBed(t *testing.T, change ...func(*agent.Config)) *bed {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	reaper, err := proc.New(log)
@@ -44,10 +44,14 @@ func newBed(t *testing.T) *bed {
 	}
 	t.Cleanup(func() { _ = reaper.Close() })
 	b := &bed{dir: t.TempDir()}
-	b.Sandbox, err = agent.NewSandbox(agent.Config{
+	c := agent.Config{
 		Images: &b.images, Runtime: &b.runtime, Kernel: &b.kernel, Network: &b.network, Reaper: reaper, Log: log,
 		RunDir: filepath.Join(b.dir, "run"), ResolvConf: filepath.Join(b.dir, "resolv.conf"),
-	})
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	b.Sandbox, err = agent.NewSandbox(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +65,13 @@ func newBed(t *testing.T) *bed {
 // running returns a bed with a created sandbox.
 func running(t *testing.T) *bed {
 	t.Helper()
-	b := newBed(t)
+	return runningWith(t)
+}
+
+// runningWith does so with other parts.
+func runningWith(t *testing.T, change ...func(*agent.Config)) *bed {
+	t.Helper()
+	b := newBed(t, change...)
 	if err := b.Create(t.Context(), agent.SandboxConfig{ID: "pod", Hostname: "pod-1", DNS: []string{"nameserver 192.0.2.1"}}); err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,7 @@ func TestBuild(t *testing.T) {
 		"/init": o.Agent, "/cloister/bin/crun": o.Crun, "/cloister/pause/rootfs/pause": o.Pause,
 		"/cloister/registry/ca.pem": o.RegistryCA, "/cloister/secrets/registry-auth.json": o.RegistryAuth,
 		"/cloister/secrets/image-keys/default/image-key/demo": o.ImageKeys["kbs:///default/image-key/demo"],
+		"/cloister/secrets/resources/default/secret/demo":     o.Secrets["kbs:///default/secret/demo"],
 		"/cloister/modules/dm-crypt.ko":                       filepath.Join(o.ModulesDir, "kernel/dm-crypt.ko"),
 	} {
 		want, err := os.ReadFile(source)
@@ -159,7 +160,7 @@ func TestSecretsStayInside(t *testing.T) {
 	must(t, err)
 	imageKey, err := os.ReadFile(o.ImageKeys["kbs:///default/image-key/demo"])
 	must(t, err)
-	for name, secret := range map[string][]byte{"disk key": key, "image key": imageKey, "credentials": []byte(goodAuth)} {
+	for name, secret := range map[string][]byte{"disk key": key, "image key": imageKey, "credentials": []byte(goodAuth), "secret": []byte("a secret of the demo")} {
 		sum := sha256.Sum256(secret)
 		for _, file := range []string{res.Kernel, res.Disk, res.Manifest, res.Initramfs} {
 			data, err := os.ReadFile(file)
@@ -204,7 +205,7 @@ func TestEachBuildHasItsOwnKey(t *testing.T) {
 func TestBuildDefaults(t *testing.T) {
 	t.Parallel()
 	o := inputs(t)
-	o.Policy, o.LogLevel, o.RegistryCA, o.RegistryAuth, o.ImageKeys = "", "", "", "", nil
+	o.Policy, o.LogLevel, o.RegistryCA, o.RegistryAuth, o.ImageKeys, o.Secrets = "", "", "", "", nil, nil
 	res := testBuilder(o).mustBuild(t)
 	got := unpack(t, res.Initramfs)
 	cfg, err := layout.ParseBootConfig(bytes.NewReader(got[layout.BootConfigPath]))
@@ -213,7 +214,7 @@ func TestBuildDefaults(t *testing.T) {
 		t.Errorf("policy %q without one being chosen", cfg.Policy)
 	}
 	for path := range got {
-		if strings.HasPrefix(path, layout.SecretsDir+"/") && path != layout.DiskKeyPath && path != layout.ImageKeysDir {
+		if strings.HasPrefix(path, layout.SecretsDir+"/") && path != layout.DiskKeyPath && path != layout.ImageKeysDir && path != layout.ResourcesDir {
 			t.Errorf("%s in a guest without credentials", path)
 		}
 	}

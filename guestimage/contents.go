@@ -21,14 +21,14 @@ type contents struct {
 	agent, crun, pause []byte
 	registryCA         []byte
 	registryAuth       *keys.Secret
-	imageKeys          []imageKey
+	imageKeys, secrets []resource
 	modules            *initramfs.Closure
 }
 
 func (c *contents) wipe() {
 	c.registryAuth.Wipe()
-	for _, k := range c.imageKeys {
-		k.key.Wipe()
+	for _, r := range slices.Concat(c.imageKeys, c.secrets) {
+		r.data.Wipe()
 	}
 }
 
@@ -72,6 +72,13 @@ func load(o *Options) (_ *contents, err error) {
 		}
 		c.imageKeys = append(c.imageKeys, k)
 	}
+	for _, uri := range slices.Sorted(maps.Keys(o.Secrets)) {
+		r, err := readResource(uri, o.Secrets[uri])
+		if err != nil {
+			return nil, err
+		}
+		c.secrets = append(c.secrets, r)
+	}
 	return c, nil
 }
 
@@ -108,6 +115,7 @@ func (c *contents) tree(config, header []byte, diskKey *keys.Secret) (*initramfs
 		{Path: layout.DiskHeaderPath, Mode: 0o644, Data: header},
 		{Path: layout.SecretsDir, Mode: fs.ModeDir | 0o700},
 		{Path: layout.ImageKeysDir, Mode: fs.ModeDir | 0o700},
+		{Path: layout.ResourcesDir, Mode: fs.ModeDir | 0o700},
 		secretFile(layout.DiskKeyPath, diskKey),
 	}
 	for _, m := range c.modules.Modules {
@@ -120,8 +128,10 @@ func (c *contents) tree(config, header []byte, diskKey *keys.Secret) (*initramfs
 		files = append(files, secretFile(layout.RegistryAuthPath, c.registryAuth))
 	}
 	for _, k := range c.imageKeys {
-		p := path.Join(layout.ImageKeysDir, k.resource.Repository, k.resource.Type, k.resource.Tag)
-		files = append(files, secretFile(p, k.key))
+		files = append(files, k.file(layout.ImageKeysDir))
+	}
+	for _, r := range c.secrets {
+		files = append(files, r.file(layout.ResourcesDir))
 	}
 	t := &initramfs.Tree{}
 	for _, f := range files {
@@ -130,6 +140,11 @@ func (c *contents) tree(config, header []byte, diskKey *keys.Secret) (*initramfs
 		}
 	}
 	return t, nil
+}
+
+// file places a resource below a folder, where keys/file looks for it.
+func (r resource) file(dir string) initramfs.File {
+	return secretFile(path.Join(dir, r.name.Repository, r.name.Type, r.name.Tag), r.data)
 }
 
 func secretFile(p string, s *keys.Secret) initramfs.File {

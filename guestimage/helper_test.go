@@ -100,6 +100,7 @@ func inputs(tb testing.TB) Options {
 		RegistryCA:   put(tb, in("ca.pem"), certificate(tb)),
 		RegistryAuth: put(tb, in("auth.json"), []byte(goodAuth)),
 		ImageKeys:    map[string]string{"kbs:///default/image-key/demo": put(tb, in("demo.key"), bytes.Repeat([]byte{0xa5}, imageKeySize))},
+		Secrets:      map[string]string{"kbs:///default/secret/demo": put(tb, in("demo.secret"), []byte("a secret of the demo"))},
 		Policy:       layout.PolicyAllowAll,
 		LogLevel:     "debug",
 		Output:       filepath.Join(tb.TempDir(), "guest"),

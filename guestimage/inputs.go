@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/keys"
+	"github.com/cloister-cc/cloister/keys/file"
 )
 
 // Limits of the input files, in bytes.
@@ -104,26 +105,40 @@ func checkAuth(data []byte) error {
 	return nil
 }
 
-// imageKey is one image key and where it belongs.
-type imageKey struct {
-	resource keys.Resource
-	key      *keys.Secret
+// resource is a secret and its URI.
+type resource struct {
+	name keys.Resource
+	data *keys.Secret
 }
 
-// readImageKey reads the key of one URI.
-func readImageKey(uri, file string) (imageKey, error) {
-	res, err := keys.ParseURI(uri)
+// readImageKey reads the image key of one URI.
+func readImageKey(uri, path string) (resource, error) {
+	r, err := readNamed("image-key", uri, path, maxConfigSize)
+	if n := len(r.data.Bytes()); err == nil && n != imageKeySize {
+		r.data.Wipe()
+		return resource{}, badInput("image-key", "the file holds the key itself, neither hexadecimal nor base64",
+			"%s has %d bytes, an image key has %d", path, n, imageKeySize)
+	}
+	return r, err
+}
+
+// readResource reads what sealed secrets name by one URI.
+func readResource(uri, path string) (resource, error) {
+	r, err := readNamed("secret", uri, path, file.MaxKeySize)
+	if err == nil && len(r.data.Bytes()) == 0 {
+		return resource{}, badInput("secret", "", "%s is empty", path)
+	}
+	return r, err
+}
+
+func readNamed(input, uri, path string, limit int64) (resource, error) {
+	name, err := keys.ParseURI(uri)
 	if err != nil {
-		return imageKey{}, &InputError{Input: "image-key", Err: err}
+		return resource{}, &InputError{Input: input, Err: err}
 	}
-	data, err := readInput("image-key", file, maxConfigSize)
+	data, err := readInput(input, path, limit)
 	if err != nil {
-		return imageKey{}, err
+		return resource{}, err
 	}
-	if len(data) != imageKeySize {
-		keys.Wipe(data)
-		return imageKey{}, badInput("image-key", "the file holds the key itself, neither hexadecimal nor base64",
-			"%s has %d bytes, an image key has %d", file, len(data), imageKeySize)
-	}
-	return imageKey{resource: res, key: keys.NewSecret(data)}, nil
+	return resource{name: name, data: keys.NewSecret(data)}, nil
 }

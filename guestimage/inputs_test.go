@@ -24,6 +24,7 @@ func write(file string, data []byte) func(*testing.T, *Options) {
 		path := map[string]string{
 			"kernel": o.Kernel, "agent": o.Agent, "crun": o.Crun, "pause": o.Pause, "registry-ca": o.RegistryCA,
 			"registry-auth": o.RegistryAuth, "image-key": o.ImageKeys["kbs:///default/image-key/demo"],
+			"secret": o.Secrets["kbs:///default/secret/demo"],
 			"dm-mod": filepath.Join(o.ModulesDir, "kernel/dm-mod.ko"),
 		}[file]
 		must(t, os.WriteFile(path, data, 0o600))
@@ -100,6 +101,10 @@ func TestBuildRefusesInputs(t *testing.T) {
 		"key short":       {write("image-key", make([]byte, 31)), "image-key", "has 31 bytes, an image key has 32"},
 		"key in hex":      {write("image-key", []byte(strings.Repeat("0", 64))), "image-key", "has 64 bytes"},
 		"key missing":     {set(func(o *Options) { o.ImageKeys["kbs:///a/b/c"] = o.Kernel + "x" }), "image-key", "no such file"},
+		"secret empty":    {write("secret", nil), "secret", "is empty"},
+		"secret long":     {write("secret", make([]byte, 64<<10+1)), "secret", "more than 65536"},
+		"secret missing":  {set(func(o *Options) { o.Secrets["kbs:///a/b/c"] = o.Kernel + "x" }), "secret", "no such file"},
+		"secret URI":      {set(func(o *Options) { o.Secrets["kbs:///a/b"] = o.Kernel }), "secret", "is not kbs:///repository/type/tag"},
 		"URI scheme":      {set(func(o *Options) { o.ImageKeys["kms:///a/b/c"] = o.Kernel }), "image-key", "does not start with kbs:///"},
 		"URI with a host": {set(func(o *Options) { o.ImageKeys["kbs://host/a/b/c"] = o.Kernel }), "image-key", "does not start with kbs:///"},
 		"URI two parts":   {set(func(o *Options) { o.ImageKeys["kbs:///a/b"] = o.Kernel }), "image-key", "is not kbs:///repository/type/tag"},

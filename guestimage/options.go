@@ -34,6 +34,9 @@ type Options struct {
 	RegistryAuth string
 	// ImageKeys maps key URIs (kbs:///repository/type/tag) to files that hold the 32 bytes of an image key.
 	ImageKeys map[string]string
+	// Secrets maps URIs (kbs:///repository/type/tag) to files of what sealed secrets name, and of the public keys that
+	// sign them; at most 64 KiB each.
+	Secrets map[string]string
 	// Policy is layout.PolicyDenyAll (also when empty) or layout.PolicyAllowAll.
 	Policy string
 	// LogLevel is the agent's: debug, info, warn or error; "" means info.

@@ -61,6 +61,8 @@ type Guest struct {
 	RegistryAuth *keys.Secret
 	// ImageKeys are the image keys that the build gave, maybe none.
 	ImageKeys *file.Store
+	// Secrets are the resources that sealed secrets name, maybe none.
+	Secrets *file.Store
 	// Stages says how long each step took, in order.
 	Stages []Stage
 }

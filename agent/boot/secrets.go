@@ -31,6 +31,9 @@ func (b *booter) secrets(context.Context) error {
 	if b.guest.ImageKeys, err = file.Load(layout.ImageKeysDir); err != nil {
 		return err
 	}
+	if b.guest.Secrets, err = file.Load(layout.ResourcesDir); err != nil {
+		return err
+	}
 	return wipeTree(layout.SecretsDir)
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
 	"github.com/cloister-cc/cloister/keys"
+	"github.com/cloister-cc/cloister/keys/sealed"
 	"github.com/cloister-cc/cloister/rpc"
 )
 
@@ -78,7 +79,9 @@ func newSandbox(guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) (*agen
 	if err := links.LoopbackUp(); err != nil {
 		return nil, err
 	}
-	return agent.NewSandbox(agent.Config{Images: images, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, Log: log})
+	return agent.NewSandbox(agent.Config{
+		Images: images, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, OpenSecret: openFunc(guest.Secrets), Log: log,
+	})
 }
 
 func newImages(guest *boot.Guest, log *slog.Logger) (*image.Service, error) {
@@ -117,6 +120,18 @@ func keyFunc(provider keys.Provider) func(context.Context, string) ([]byte, erro
 			return nil, err
 		}
 		return secret.Bytes(), nil
+	}
+}
+
+// openFunc gives agent the one thing it needs of sealed secrets.
+func openFunc(provider keys.Provider) func(context.Context, string) (string, error) {
+	return func(ctx context.Context, text string) (string, error) {
+		secret, err := sealed.Open(ctx, text, provider)
+		if err != nil {
+			return "", err
+		}
+		defer secret.Wipe()
+		return string(secret.Bytes()), nil
 	}
 }
 

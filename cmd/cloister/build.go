@@ -34,7 +34,7 @@ var valueFlags = []string{"arch", "policy", "log-level", "compression"}
 // newBuildCommand returns "cloister build".
 func newBuildCommand() *cobra.Command {
 	var o guestimage.Options
-	var imageKeys []string
+	var imageKeys, secrets []string
 	var compression string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -51,6 +51,9 @@ func newBuildCommand() *cobra.Command {
 			}
 			var err error
 			if o.ImageKeys, err = parseKeyFiles(cmd, "--image-key", imageKeys); err != nil {
+				return err
+			}
+			if o.Secrets, err = parseKeyFiles(cmd, "--secret", secrets); err != nil {
 				return err
 			}
 			o.Compression = initramfs.Compression(compression)
@@ -73,6 +76,7 @@ func newBuildCommand() *cobra.Command {
 	f.StringVar(&o.RegistryCA, "registry-ca", "", "PEM certificates that registries are checked against")
 	f.StringVar(&o.RegistryAuth, "registry-auth", "", "registry credentials, like Docker's config.json")
 	f.StringArrayVar(&imageKeys, "image-key", nil, "URI=FILE: the 32 byte image key of kbs:///repository/type/tag (may be repeated)")
+	f.StringArrayVar(&secrets, "secret", nil, "URI=FILE: what a sealed secret names, or the public key of its signer (may be repeated)")
 	f.StringVar(&o.Policy, "policy", "", "requests of the host: deny-all (default) or allow-all")
 	f.StringVar(&o.LogLevel, "log-level", "", "agent's log level: debug, info (default), warn or error")
 	f.StringSliceVar(&o.ExtraModules, "module", nil, "further kernel module to load (may be repeated)")

@@ -41,6 +41,7 @@ func newRootCommand() *cobra.Command {
 		newCtlCommand(),
 		newImageCommand(),
 		newRunCommand(),
+		newSecretCommand(),
 		newSetupCommand(),
 	)
 	root.InitDefaultCompletionCmd()

@@ -38,6 +38,9 @@ const (
 	RegistryAuthPath = Dir + "/secrets/registry-auth.json"
 	// ImageKeysDir holds image decryption keys: the key of kbs:///repo/type/tag is the file repo/type/tag.
 	ImageKeysDir = Dir + "/secrets/image-keys"
+	// ResourcesDir holds what sealed secrets name, and the keys that sign them: kbs:///repo/type/tag is the file
+	// repo/type/tag.
+	ResourcesDir = Dir + "/secrets/resources"
 	// SecretsDir holds every file that is wiped in place once the agent has read it.
 	SecretsDir = Dir + "/secrets"
 )

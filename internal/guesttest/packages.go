@@ -41,6 +41,7 @@ func Packages() []Package {
 		{Path: "initramfs/layout", Files: []string{"docs/boot-config.md"}, Long: true},
 		{Path: "keys", Long: true},
 		{Path: "keys/file", Long: true},
+		{Path: "keys/sealed", Long: true},
 		{Path: "rpc", Long: true},
 		{Path: "rpc/pb", Long: true},
 		{Path: "storage/disk", Long: true},
