@@ -44,6 +44,8 @@ func Packages() []Package {
 		{Path: "keys/sealed", Long: true},
 		{Path: "rpc", Long: true},
 		{Path: "rpc/pb", Long: true},
+		{Path: "se", Long: true},
+		{Path: "se/xts", Long: true},
 		{Path: "storage/disk", Long: true},
 		{Path: "storage/dm", Long: true},
 		{Path: "storage/luks", Long: true},
