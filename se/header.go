@@ -76,20 +76,20 @@ func (h *Header) Size() int { return HeaderSize(len(h.Slots)) }
 // headerLength checks the fixed part of a header and returns the size that it gives.
 func headerLength(data []byte) (int, error) {
 	if len(data) < headerFixed || !bytes.HasPrefix(data, []byte(headerMagic)) {
-		return 0, formatError("header", 0, "the mark %q is not there", headerMagic)
+		return 0, formatError(PartHeader, 0, "the mark %q is not there", headerMagic)
 	}
 	if v := binary.BigEndian.Uint32(data[0x08:]); v != headerVersion {
-		return 0, formatError("header", 0x08, "version 0x%x, only 0x%x is known", v, headerVersion)
+		return 0, formatError(PartHeader, 0x08, "version 0x%x, only 0x%x is known", v, headerVersion)
 	}
 	size := binary.BigEndian.Uint32(data[0x0c:])
 	slots, area := binary.BigEndian.Uint64(data[0x20:]), binary.BigEndian.Uint64(data[0x28:])
 	switch {
 	case slots == 0 || slots > MaxKeySlots:
-		return 0, formatError("header", 0x20, "%d key slots are not between 1 and %d", slots, MaxKeySlots)
+		return 0, formatError(PartHeader, 0x20, "%d key slots are not between 1 and %d", slots, MaxKeySlots)
 	case area != encryptedSize:
-		return 0, formatError("header", 0x28, "encrypted area of %d bytes, only %d are known", area, encryptedSize)
+		return 0, formatError(PartHeader, 0x28, "encrypted area of %d bytes, only %d are known", area, encryptedSize)
 	case uint64(size) != uint64(HeaderSize(int(slots))):
-		return 0, formatError("header", 0x0c, "size %d is not that of %d key slots", size, slots)
+		return 0, formatError(PartHeader, 0x0c, "size %d is not that of %d key slots", size, slots)
 	}
 	return int(size), nil
 }
@@ -101,7 +101,7 @@ func ParseHeader(data []byte) (*Header, error) {
 		return nil, err
 	}
 	if len(data) < size {
-		return nil, formatError("header", int64(len(data)), "cut off, it has %d bytes", size)
+		return nil, formatError(PartHeader, int64(len(data)), "cut off, it has %d bytes", size)
 	}
 	h := &Header{
 		IV:       [ivSize]byte(data[0x10:]),

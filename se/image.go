@@ -35,6 +35,8 @@ type Image struct {
 	IPIBOffset int64
 	// ArgsOffset is the place of the arguments of stage3a, by which a machine finds header and IPIB.
 	ArgsOffset int64
+
+	argsHeaderSize uint64
 }
 
 // ShortPSWForTCG returns the first 8 bytes of an image whose components are in the clear, so that a machine without
@@ -62,6 +64,9 @@ func OpenImage(r io.ReaderAt, size int64) (*Image, error) {
 	if i.Header, err = readHeader(r, size, i.HeaderOffset); err != nil {
 		return nil, err
 	}
+	if i.argsHeaderSize != uint64(i.Header.Size()) {
+		return nil, formatError(PartArgs, 8, "header of %d bytes, it has %d", i.argsHeaderSize, i.Header.Size())
+	}
 	block, err := readRange(r, size, i.IPIBOffset, maxIPIB)
 	if err != nil {
 		return nil, err
@@ -78,7 +83,7 @@ const headSize = stage3aAddress + maxStageSize
 // readRange reads up to n bytes; less where the file ends before.
 func readRange(r io.ReaderAt, size, offset, n int64) ([]byte, error) {
 	if offset < 0 || offset >= size {
-		return nil, formatError("image", offset, "beyond the end of the file of %d bytes", size)
+		return nil, formatError(PartImage, offset, "beyond the end of the file of %d bytes", size)
 	}
 	data := make([]byte, min(n, size-offset))
 	if _, err := r.ReadAt(data, offset); err != nil && !errors.Is(err, io.EOF) {
@@ -113,13 +118,13 @@ func locate(head []byte, size int64) (*Image, error) {
 	if bytes.HasPrefix(meta, []byte(metadataMagic)) {
 		i.Layout = LayoutPvimg
 		if v := binary.BigEndian.Uint32(meta[16:]); v != metadataVersion {
-			return nil, formatError("image", metadataAddress+16, "metadata of version %d, only %d is known", v, metadataVersion)
+			return nil, formatError(PartImage, metadataAddress+16, "metadata of version %d, only %d is known", v, metadataVersion)
 		}
 		if !i.findArgs(head, int64(binary.BigEndian.Uint64(meta[8:]))) {
-			return nil, formatError("image", metadataAddress+8, "the arguments of stage3a do not name the header that the metadata names")
+			return nil, formatError(PartImage, metadataAddress+8, "the arguments of stage3a do not name the header that the metadata names")
 		}
 		if at := int64(binary.BigEndian.Uint64(meta[20:])); at != i.IPIBOffset {
-			return nil, formatError("image", metadataAddress+20, "IPIB at 0x%x, but at 0x%x in the arguments of stage3a", at, i.IPIBOffset)
+			return nil, formatError(PartImage, metadataAddress+20, "IPIB at 0x%x, but at 0x%x in the arguments of stage3a", at, i.IPIBOffset)
 		}
 		return i, nil
 	}
@@ -131,40 +136,35 @@ func locate(head []byte, size int64) (*Image, error) {
 	return nil, ErrNotImage
 }
 
-// findArgs looks for arguments of stage3a that name the header at that offset.
+// findArgs looks for arguments of stage3a that name the header at that offset. What the header itself says does not
+// matter, so that an error in it is found where it is. The last place is taken: the arguments end stage3a.
 func (i *Image) findArgs(head []byte, header int64) bool {
-	if header < stage3aAddress || header > int64(len(head))-headerFixed {
-		return false
-	}
-	size, err := headerLength(head[header:])
-	if err != nil {
+	if header < stage3aAddress || header > int64(len(head)) {
 		return false
 	}
 	for at := header - stage3aArgsSize; at >= stage3aAddress; at-- {
 		a := parseStage3aArgs(head[at:])
-		if a.headerOffset != uint64(header-at) || a.headerSize != uint64(size) || a.ipibOffset > uint64(i.Size) {
+		ipib := uint64(at) + a.ipibOffset
+		if a.headerOffset != uint64(header-at) || a.ipibOffset >= uint64(i.Size) || ipib >= uint64(i.Size) || ipib%PageSize != 0 {
 			continue
 		}
-		i.HeaderOffset, i.ArgsOffset, i.IPIBOffset = header, at, at+int64(a.ipibOffset)
+		i.HeaderOffset, i.ArgsOffset, i.IPIBOffset, i.argsHeaderSize = header, at, int64(ipib), a.headerSize
 		return true
 	}
 	return false
 }
 
 func (i *Image) checkComponents() error {
-	if i.IPIB.HeaderSize != uint64(i.Header.Size()) {
-		return formatError("IPIB", 0x80, "header of %d bytes, it has %d", i.IPIB.HeaderSize, i.Header.Size())
-	}
 	end := uint64(0)
 	for n, c := range i.IPIB.Components {
 		at := int64(ipibFixed + n*ipibEntry)
 		switch {
 		case c.Address%PageSize != 0 || c.Size%PageSize != 0 || c.Size == 0:
-			return formatError("IPIB", at+8, "component %d (address 0x%x, size 0x%x) is not whole pages", n, c.Address, c.Size)
+			return formatError(PartIPIB, at+8, "component %d (address 0x%x, size 0x%x) is not whole pages", n, c.Address, c.Size)
 		case c.Address < end:
-			return formatError("IPIB", at+8, "component %d at 0x%x overlaps the one before or comes after it", n, c.Address)
+			return formatError(PartIPIB, at+8, "component %d at 0x%x overlaps the one before or comes after it", n, c.Address)
 		case c.Address > uint64(i.Size) || c.Size > uint64(i.Size)-c.Address:
-			return formatError("IPIB", at+8, "component %d (address 0x%x, size 0x%x) goes beyond the end of the file of %d bytes", n, c.Address, c.Size, i.Size)
+			return formatError(PartIPIB, at+8, "component %d (address 0x%x, size 0x%x) goes beyond the end of the file of %d bytes", n, c.Address, c.Size, i.Size)
 		}
 		end = c.Address + c.Size
 	}

@@ -33,21 +33,21 @@ type IPIB struct {
 // ParseIPIB reads an IPIB; data may go on after it. What it lists is as the image says and not checked.
 func ParseIPIB(data []byte) (*IPIB, error) {
 	if len(data) < ipibFixed {
-		return nil, formatError("IPIB", 0, "cut off after %d bytes", len(data))
+		return nil, formatError(PartIPIB, 0, "cut off after %d bytes", len(data))
 	}
 	size, block := uint64(binary.BigEndian.Uint32(data)), uint64(binary.BigEndian.Uint32(data[ipibBlock:]))
 	count := uint64(binary.BigEndian.Uint32(data[0x74:]))
 	switch {
 	case size < minIPIB || size > maxIPIB || size > uint64(len(data)):
-		return nil, formatError("IPIB", 0, "length %d is not between %d and %d, or more than there is", size, minIPIB, maxIPIB)
+		return nil, formatError(PartIPIB, 0, "length %d is not between %d and %d, or more than there is", size, minIPIB, maxIPIB)
 	case data[0x07] != ipibVersion:
-		return nil, formatError("IPIB", 0x07, "version %d, only %d is known", data[0x07], ipibVersion)
+		return nil, formatError(PartIPIB, 0x07, "version %d, only %d is known", data[0x07], ipibVersion)
 	case data[0x0c] != ipibType:
-		return nil, formatError("IPIB", 0x0c, "type %d is not %d (protected guest)", data[0x0c], ipibType)
+		return nil, formatError(PartIPIB, 0x0c, "type %d is not %d (protected guest)", data[0x0c], ipibType)
 	case count == 0 || count > maxComponents || ipibFixed+count*ipibEntry > size:
-		return nil, formatError("IPIB", 0x74, "%d components do not fit into %d bytes", count, size)
+		return nil, formatError(PartIPIB, 0x74, "%d components do not fit into %d bytes", count, size)
 	case block != ipibFixed-ipibBlock+count*ipibEntry:
-		return nil, formatError("IPIB", 0x08, "block length %d is not that of %d components", block, count)
+		return nil, formatError(PartIPIB, 0x08, "block length %d is not that of %d components", block, count)
 	}
 	p := &IPIB{
 		Version:       data[0x6f],
