@@ -45,7 +45,6 @@ func Packages() []Package {
 		{Path: "rpc", Long: true},
 		{Path: "rpc/pb", Long: true},
 		{Path: "se", Long: true},
-		{Path: "se/hostkey"},
 		{Path: "se/uvsim", Long: true},
 		{Path: "se/xts", Long: true},
 		{Path: "storage/disk", Long: true},

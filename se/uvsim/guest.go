@@ -65,13 +65,13 @@ func (g *Guest) plain(ctx context.Context, c se.Component, f func(pages []byte, 
 }
 
 // findParts reads the arguments of stage3b.
-func (g *Guest) findParts() error {
+func (g *Guest) findParts(ctx context.Context) error {
 	c, ok := g.Image.Component(g.Confidential.PSWAddress)
 	if !ok || c.Size > maxStage3b {
 		return fmt.Errorf("the guest starts at 0x%x, where no component of at most %d bytes begins", g.Confidential.PSWAddress, maxStage3b)
 	}
 	var stage3b []byte
-	err := g.plain(context.Background(), c, func(pages []byte, _ uint64) error {
+	err := g.plain(ctx, c, func(pages []byte, _ uint64) error {
 		stage3b = append(stage3b, pages...)
 		return nil
 	})

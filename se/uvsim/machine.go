@@ -133,7 +133,7 @@ func (g *Guest) start(ctx context.Context) error {
 	if err := g.verify(ctx); err != nil {
 		return err
 	}
-	return g.findParts()
+	return g.findParts(ctx)
 }
 
 // verify compares the digests of the pages with those of the header.

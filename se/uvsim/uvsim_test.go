@@ -105,19 +105,18 @@ func TestOpen(t *testing.T) {
 			o.PCF = tc.pcf
 			data, _ := create(t, o)
 			g := must[*Guest](t)(open(t, tc.machine, data))
-			for part, want := range map[*func(context.Context, io.Writer) error]string{
-				ptr(g.WriteKernel): string(kernel()), ptr(g.WriteRamdisk): ramdisk, ptr(g.WriteCommandLine): line + "\x00",
-			} {
+			for _, part := range []struct {
+				write func(context.Context, io.Writer) error
+				want  string
+			}{{g.WriteKernel, string(kernel())}, {g.WriteRamdisk, ramdisk}, {g.WriteCommandLine, line + "\x00"}} {
 				var got bytes.Buffer
-				if err := (*part)(t.Context(), &got); err != nil || got.String() != want {
-					t.Errorf("%d bytes, %v; want %d", got.Len(), err, len(want))
+				if err := part.write(t.Context(), &got); err != nil || got.String() != part.want {
+					t.Errorf("%d bytes, %v; want %d", got.Len(), err, len(part.want))
 				}
 			}
 		})
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func TestOpenWithoutRamdiskAndCommandLine(t *testing.T) {
 	t.Parallel()
