@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
@@ -18,21 +18,21 @@ import (
 
 const imageExample = `  cloister image create --rootfs busybox/ --arch s390x --entrypoint /bin/sh plain/
   head -c 32 /dev/urandom > demo.key
-  cloister image encrypt --key kbs:///default/image-key/demo=demo.key plain/ encrypted/
+  cloister encrypt --key kbs:///default/image-key/demo=demo.key oci:plain oci:encrypted
   cloister image push --ca ca.pem --auth auth.json encrypted/ registry.example:5000/demo/busybox:1`
 
 // newImageCommand returns "cloister image".
 func newImageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Make, encrypt and push container images for guests",
-		Long: "image works on OCI image layouts in folders. What it encrypts, any Confidential Containers guest that has the\n" +
-			"key can run.",
+		Short: "Make and push container images for guests",
+		Long: "image works on OCI image layouts in folders. The commands encrypt, decrypt and inspect work on those and on images\n" +
+			"in registries and archives.",
 		Example: imageExample,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newImageCreateCommand(), newImageEncryptCommand(), newImagePushCommand())
+	cmd.AddCommand(newImageCreateCommand(), newImagePushCommand())
 	return cmd
 }
 
@@ -53,7 +53,7 @@ func newImageCreateCommand() *cobra.Command {
 			}
 			o.Output = args[0]
 			desc, err := imagecrypt.FromRootfs(cmd.Context(), o)
-			return printDigest(cmd, desc, err)
+			return printDigest(cmd, desc.Digest, err)
 		},
 	}
 	f := cmd.Flags()
@@ -87,35 +87,6 @@ func checkImageFlags(cmd *cobra.Command, o *imagecrypt.Options) error {
 	return nil
 }
 
-func newImageEncryptCommand() *cobra.Command {
-	var keyArgs []string
-	cmd := &cobra.Command{
-		Use:   "encrypt --key URI=FILE [flags] SOURCE DESTINATION",
-		Short: "Encrypt every layer of an image",
-		Long: "encrypt writes the image of the layout SOURCE to the layout DESTINATION. Guests that have one of the keys can\n" +
-			"run it. A key file holds 32 random bytes. What is printed is the digest of the new manifest.",
-		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := requireFlags(cmd, "key"); err != nil {
-				return err
-			}
-			files, err := parseKeyFiles(cmd, "--key", keyArgs)
-			if err != nil {
-				return err
-			}
-			recipients, err := imagecrypt.ReadRecipients(files)
-			if err != nil {
-				return err
-			}
-			defer imagecrypt.Wipe(recipients)
-			desc, err := imagecrypt.Encrypt(cmd.Context(), args[0], args[1], recipients)
-			return printDigest(cmd, desc, err)
-		},
-	}
-	cmd.Flags().StringArrayVar(&keyArgs, "key", nil, "key as kbs:///repository/type/tag=FILE (may be repeated: any of them decrypts)")
-	return cmd
-}
-
 func newImagePushCommand() *cobra.Command {
 	var ca, auth string
 	cmd := &cobra.Command{
@@ -127,12 +98,12 @@ func newImagePushCommand() *cobra.Command {
 			if err := requireFlags(cmd, "ca"); err != nil {
 				return err
 			}
-			o, err := imagecrypt.ReadPushOptions(ca, auth)
+			o, err := imagecrypt.ReadAccess(ca, auth)
 			if err != nil {
 				return err
 			}
-			desc, err := imagecrypt.Push(cmd.Context(), args[0], args[1], o)
-			return printDigest(cmd, desc, err)
+			d, err := imagecrypt.Push(cmd.Context(), args[0], args[1], o)
+			return printDigest(cmd, d, err)
 		},
 	}
 	cmd.Flags().StringVar(&ca, "ca", "", "PEM certificates that the registry is checked against")
@@ -141,10 +112,10 @@ func newImagePushCommand() *cobra.Command {
 }
 
 // printDigest prints the digest of a manifest, which names the image for good.
-func printDigest(cmd *cobra.Command, desc ocispec.Descriptor, err error) error {
+func printDigest(cmd *cobra.Command, d digest.Digest, err error) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), desc.Digest)
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), d)
 	return err
 }

@@ -39,8 +39,12 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newBuildCommand(),
 		newCtlCommand(),
+		newDecryptCommand(),
+		newEncryptCommand(),
 		newImageCommand(),
+		newInspectCommand(),
 		newRunCommand(),
+		newSECommand(),
 		newSecretCommand(),
 		newSetupCommand(),
 	)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -47,15 +48,14 @@ func FromRootfs(ctx context.Context, o Options) (_ ocispec.Descriptor, err error
 	if o.Arch == "" {
 		return ocispec.Descriptor{}, errors.New("create image: no architecture")
 	}
-	out, err := createLayout(o.Output)
+	if err := checkNewFolder(o.Output); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	out, err := stageLayout(filepath.Dir(filepath.Clean(o.Output)))
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, out.discard())
-		}
-	}()
+	defer func() { err = errors.Join(err, out.discard()) }()
 	layer, diffID, err := writeLayer(ctx, out, o)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("create image: %w", err)
@@ -68,12 +68,19 @@ func FromRootfs(ctx context.Context, o Options) (_ ocispec.Descriptor, err error
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return out.finish(&ocispec.Manifest{
+	desc, err := out.writeJSON(ocispec.MediaTypeImageManifest, &ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    config,
 		Layers:    []ocispec.Descriptor{layer},
 	})
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if err := out.finish(desc, ""); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return desc, out.publish(o.Output)
 }
 
 // writeLayer writes the root file system as a layer and returns its descriptor and diff_id.

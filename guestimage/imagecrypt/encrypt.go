@@ -5,15 +5,11 @@ package imagecrypt
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"strings"
 
 	"github.com/containers/ocicrypt/blockcipher"
@@ -22,116 +18,74 @@ import (
 
 	"github.com/cloister-cc/cloister/image/decrypt"
 	"github.com/cloister-cc/cloister/image/unpack"
-	"github.com/cloister-cc/cloister/keys"
 )
 
-// KeySize is the size of a recipient's key in bytes.
-const KeySize = 32
-
-// Recipient is somebody who can decrypt: a guest that has the key by that name.
-type Recipient struct {
-	// KeyURI is the key's name, kbs:///repository/type/tag.
-	KeyURI string
-	// Key has KeySize bytes. It stays the caller's.
-	Key *keys.Secret
-}
-
-func checkRecipients(recipients []Recipient) error {
-	if len(recipients) == 0 {
-		return errors.New("encrypt: no recipients")
-	}
-	for _, r := range recipients {
-		if _, err := keys.ParseURI(r.KeyURI); err != nil {
-			return err
-		}
-		if n := len(r.Key.Bytes()); n != KeySize {
-			return fmt.Errorf("key %s has %d bytes, want %d", r.KeyURI, n, KeySize)
-		}
-	}
-	return nil
-}
-
-// Encrypt writes the image of the OCI layout src to dst with every layer encrypted for all recipients, and returns the
-// new manifest's descriptor. A layer that is encrypted already is an error. After an error nothing is left at dst.
-func Encrypt(ctx context.Context, src, dst string, recipients []Recipient) (_ ocispec.Descriptor, err error) {
+// Encrypt copies an image with the layers of CopyOptions.Layers encrypted for all recipients. Layers that are encrypted
+// already stay as they are; that none is left to encrypt is an error. After an error nothing is left at the destination.
+func Encrypt(ctx context.Context, o CopyOptions, recipients []Recipient) (*Result, error) {
 	if err := checkRecipients(recipients); err != nil {
-		return ocispec.Descriptor{}, err
+		return nil, err
 	}
-	in, err := openLayout(src)
-	if err != nil {
-		return ocispec.Descriptor{}, err
+	if o.Destination.Transport == DockerArchive {
+		return nil, errNoPlaceForKeys
 	}
-	_, m, err := in.manifest()
-	if err != nil {
-		return ocispec.Descriptor{}, err
+	c := &copier{o: o, change: func(ctx context.Context, c *copier, l ocispec.Descriptor, _ digest.Digest) (ocispec.Descriptor, error) {
+		return c.encryptLayer(ctx, l, recipients)
+	}}
+	c.wanted = func(i, n int, l ocispec.Descriptor) bool {
+		return !encrypted(l) && chosenLayer(o.Layers, i, n)
 	}
-	out, err := createLayout(dst)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, out.discard())
-		}
-	}()
-	if err := copyConfig(in, out, m.Config); err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	for i, l := range m.Layers {
-		if err := ctx.Err(); err != nil {
-			return ocispec.Descriptor{}, err
-		}
-		if m.Layers[i], err = encryptLayer(in, out, l, recipients); err != nil {
-			return ocispec.Descriptor{}, fmt.Errorf("encrypt layer %d: %w", i, err)
-		}
-	}
-	m.MediaType = ocispec.MediaTypeImageManifest // Docker's has no encrypted layers
-	m.Config.MediaType = ocispec.MediaTypeImageConfig
-	return out.finish(m)
+	c.nothing = errors.New("nothing to encrypt: every chosen layer is encrypted already")
+	return c.run(ctx)
 }
 
-func copyConfig(in, out *layout, desc ocispec.Descriptor) error {
-	data, err := in.small(desc)
-	if err != nil {
-		return err
+// chosenLayer says whether layer i of n is one of the numbers; negative ones count from the top layer, -1.
+func chosenLayer(numbers []int, i, n int) bool {
+	for _, k := range numbers {
+		if k == i || k == i-n {
+			return true
+		}
 	}
-	copied, err := out.write(ocispec.MediaTypeImageConfig, strings.NewReader(string(data)))
-	if err == nil && copied.Digest != desc.Digest {
-		err = fmt.Errorf("config %s does not have a sha256 digest", desc.Digest)
-	}
-	return err
+	return len(numbers) == 0
 }
 
-func encryptLayer(in, out *layout, l ocispec.Descriptor, recipients []Recipient) (ocispec.Descriptor, error) {
+func (c *copier) encryptLayer(ctx context.Context, l ocispec.Descriptor, recipients []Recipient) (ocispec.Descriptor, error) {
 	mediaType, err := encryptedType(l.MediaType)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	f, err := in.open(l)
+	r, err := c.open(ctx, l)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer f.Close() // opened for reading
-	check := l.Digest.Verifier()
-	cipherText, finish, err := EncryptLayer(io.TeeReader(f, check), l.Digest, recipients)
+	defer r.Close() // opened for reading
+	cipherText, finish, err := EncryptLayer(r, l.Digest, recipients)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	desc, err := out.write(mediaType, cipherText)
+	desc, err := c.out.write(mediaType, cipherText)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if !check.Verified() {
-		return ocispec.Descriptor{}, fmt.Errorf("blob %s does not match its digest", l.Digest)
-	}
-	annotations, err := finish()
+	desc.Annotations, err = finish()
+	return desc, err
+}
+
+// ociLayerType returns OCI's name of a layer's media type. Encrypted layers keep theirs.
+func ociLayerType(mediaType string) (string, error) {
+	plain, _ := decrypt.PlainMediaType(mediaType)
+	c, err := unpack.FromMediaType(plain)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return "", err
 	}
-	desc.Annotations = make(map[string]string)
-	maps.Copy(desc.Annotations, l.Annotations)
-	maps.Copy(desc.Annotations, annotations)
-	return desc, nil
+	if !strings.HasPrefix(mediaType, "application/vnd.docker.") {
+		return mediaType, nil
+	}
+	return map[unpack.Compression]string{
+		unpack.None: ocispec.MediaTypeImageLayer,
+		unpack.Gzip: ocispec.MediaTypeImageLayerGzip,
+		unpack.Zstd: ocispec.MediaTypeImageLayerZstd,
+	}[c], nil
 }
 
 // encryptedType returns the media type of an encrypted layer, always one of OCI's.
@@ -139,18 +93,8 @@ func encryptedType(mediaType string) (string, error) {
 	if _, encrypted := decrypt.PlainMediaType(mediaType); encrypted {
 		return "", errors.New("layer is encrypted already")
 	}
-	c, err := unpack.FromMediaType(mediaType)
-	if err != nil {
-		return "", err
-	}
-	if strings.HasPrefix(mediaType, "application/vnd.docker.") {
-		mediaType = map[unpack.Compression]string{
-			unpack.None: ocispec.MediaTypeImageLayer,
-			unpack.Gzip: ocispec.MediaTypeImageLayerGzip,
-			unpack.Zstd: ocispec.MediaTypeImageLayerZstd,
-		}[c]
-	}
-	return mediaType + "+encrypted", nil
+	t, err := ociLayerType(mediaType)
+	return t + "+encrypted", err
 }
 
 // EncryptLayer encrypts a layer with a new key. Once the returned reader has been read to its end, finish returns the
@@ -189,43 +133,10 @@ func annotate(o *blockcipher.LayerBlockCipherOptions, recipients []Recipient) (m
 		return nil, errors.New("encode layer key") // the error could show the key
 	}
 	defer clear(private)
-	packets := make([]string, 0, len(recipients))
-	for _, r := range recipients {
-		p, err := wrap(private, r)
-		if err != nil {
-			return nil, err
-		}
-		packets = append(packets, base64.StdEncoding.EncodeToString(p))
-	}
-	return map[string]string{
-		decrypt.KeysAnnotation:   strings.Join(packets, ","),
-		decrypt.PublicAnnotation: base64.StdEncoding.EncodeToString(public),
-	}, nil
-}
-
-// packet is a wrapped layer key, version 1, with the fields in the order in which coco_keyprovider writes them.
-type packet struct {
-	KeyID    string `json:"kid"`
-	Wrapped  []byte `json:"wrapped_data"`
-	IV       []byte `json:"iv"`
-	WrapType string `json:"wrap_type"`
-}
-
-// wrap encrypts a layer key for a recipient with AES-256-GCM and a random IV.
-func wrap(private []byte, r Recipient) ([]byte, error) {
-	block, err := aes.NewCipher(r.Key.Bytes())
+	annotations, err := wrapAll(private, recipients)
 	if err != nil {
-		return nil, fmt.Errorf("wrap layer key: %w", err)
+		return nil, err
 	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		return nil, fmt.Errorf("wrap layer key: %w", err)
-	}
-	iv := make([]byte, aead.NonceSize())
-	_, _ = rand.Read(iv) // never fails, see crypto/rand
-	p, err := json.Marshal(packet{KeyID: r.KeyURI, Wrapped: aead.Seal(nil, iv, private, nil), IV: iv, WrapType: decrypt.WrapGCM})
-	if err != nil {
-		return nil, fmt.Errorf("encode packet: %w", err)
-	}
-	return p, nil
+	annotations[decrypt.PublicAnnotation] = base64.StdEncoding.EncodeToString(public)
+	return annotations, nil
 }

@@ -151,18 +151,26 @@ func TestCreateRefuses(t *testing.T) {
 }
 
 // readLayers opens a layout's layers.
-func readLayers(t *testing.T, dir string) (*layout, *ocispec.Manifest) {
+func readLayers(t *testing.T, dir string) (testLayout, *ocispec.Manifest) {
 	t.Helper()
-	l, err := openLayout(dir)
+	s := &blobTree{tree: folder(dir), location: Location{Transport: OCI, Path: dir}}
+	g, err := readGraph(t.Context(), s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, m, err := l.manifest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l, m
+	return testLayout{layout{dir}}, g.images[0].manifest
 }
+
+type testLayout struct{ layout }
+
+func (l testLayout) open(desc ocispec.Descriptor) (*os.File, error) { return os.Open(l.path(desc.Digest)) }
+
+// between copies from one layout to another.
+func between(src, dst string) CopyOptions {
+	return CopyOptions{Source: Location{Transport: OCI, Path: src}, Destination: Location{Transport: OCI, Path: dst}}
+}
+
+func demoRecipient() []Recipient { return []Recipient{{KeyURI: keyURI, Key: demoKey()}} }
 
 func TestEncryptAndDecrypt(t *testing.T) {
 	root := rootfs(t)
@@ -171,7 +179,7 @@ func TestEncryptAndDecrypt(t *testing.T) {
 			plain, _ := create(t, Options{Rootfs: root, Compression: compression})
 			second := keys.NewSecret(bytes.Repeat([]byte{1}, KeySize))
 			dst := filepath.Join(t.TempDir(), "encrypted")
-			if _, err := Encrypt(t.Context(), plain, dst, []Recipient{{keyURI, demoKey()}, {"kbs:///a/b/c", second}}); err != nil {
+			if _, err := Encrypt(t.Context(), between(plain, dst), append(demoRecipient(), Recipient{KeyURI: "kbs:///a/b/c", Key: second})); err != nil {
 				t.Fatal(err)
 			}
 			_, pm := readLayers(t, plain)
@@ -222,9 +230,9 @@ func TestEncryptAndDecrypt(t *testing.T) {
 
 func TestEncryptRefuses(t *testing.T) {
 	plain, _ := create(t, Options{Rootfs: rootfs(t)})
-	good := []Recipient{{keyURI, demoKey()}}
+	good := demoRecipient()
 	encrypted := filepath.Join(t.TempDir(), "encrypted")
-	if _, err := Encrypt(t.Context(), plain, encrypted, good); err != nil {
+	if _, err := Encrypt(t.Context(), between(plain, encrypted), good); err != nil {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {
@@ -233,12 +241,12 @@ func TestEncryptRefuses(t *testing.T) {
 	}{
 		"nobody":            {plain, nil},
 		"no key":            {plain, []Recipient{{KeyURI: keyURI}}},
-		"short key":         {plain, []Recipient{{keyURI, keys.NewSecret(make([]byte, 16))}}},
-		"no URI":            {plain, []Recipient{{"demo", demoKey()}}},
+		"short key":         {plain, []Recipient{{KeyURI: keyURI, Key: keys.NewSecret(make([]byte, 16))}}},
+		"no URI":            {plain, []Recipient{{KeyURI: "demo", Key: demoKey()}}},
 		"encrypted already": {encrypted, good},
 		"no layout":         {t.TempDir(), good},
 	} {
-		if _, err := Encrypt(t.Context(), tt.src, filepath.Join(t.TempDir(), "out"), tt.recipients); err == nil {
+		if _, err := Encrypt(t.Context(), between(tt.src, filepath.Join(t.TempDir(), "out")), tt.recipients); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -246,7 +254,7 @@ func TestEncryptRefuses(t *testing.T) {
 	if err := os.WriteFile(l.path(m.Layers[0].Digest), make([]byte, m.Layers[0].Size), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Encrypt(t.Context(), plain, filepath.Join(t.TempDir(), "out"), good); err == nil {
+	if _, err := Encrypt(t.Context(), between(plain, filepath.Join(t.TempDir(), "out")), good); err == nil {
 		t.Error("a layer that does not match its digest was encrypted")
 	}
 }
@@ -277,7 +285,7 @@ func TestOcicryptDecryptsOurLayers(t *testing.T) {
 	ocicrypt.RegisterKeyWrapper("provider.attestation-agent", attestationAgent{})
 	plain, _ := create(t, Options{Rootfs: rootfs(t)})
 	dst := filepath.Join(t.TempDir(), "encrypted")
-	if _, err := Encrypt(t.Context(), plain, dst, []Recipient{{keyURI, demoKey()}}); err != nil {
+	if _, err := Encrypt(t.Context(), between(plain, dst), demoRecipient()); err != nil {
 		t.Fatal(err)
 	}
 	_, pm := readLayers(t, plain)

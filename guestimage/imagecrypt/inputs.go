@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/keys"
@@ -59,27 +60,51 @@ func readRecipient(uri, file string) (Recipient, error) {
 	return Recipient{KeyURI: uri, Key: keys.NewSecret(append([]byte(nil), key.Bytes()[:KeySize]...))}, nil
 }
 
-// ReadPushOptions reads PEM certificates and an auth.json. An empty caFile trusts no registry, an empty authFile has no
+// ReadAccess reads PEM certificates and an auth.json. An empty caFile trusts no registry, an empty authFile has no
 // credentials.
-func ReadPushOptions(caFile, authFile string) (PushOptions, error) {
-	var o PushOptions
+func ReadAccess(caFile, authFile string) (Access, error) {
+	var a Access
 	if caFile != "" {
 		pem, err := readFile(caFile, maxCASize)
 		if err != nil {
-			return o, err
+			return a, err
 		}
-		o.CA = x509.NewCertPool()
-		if !o.CA.AppendCertsFromPEM(pem) {
-			return o, fmt.Errorf("%s holds no PEM certificate", caFile)
+		a.CA = x509.NewCertPool()
+		if !a.CA.AppendCertsFromPEM(pem) {
+			return a, fmt.Errorf("%s holds no PEM certificate", caFile)
 		}
 	}
 	if authFile != "" {
 		var err error
-		if o.Auth, err = readFile(authFile, registry.MaxAuthSize); err != nil {
-			return o, err
+		if a.Auth, err = readFile(authFile, registry.MaxAuthSize); err != nil {
+			return a, err
 		}
 	}
-	return o, nil
+	return a, nil
+}
+
+// ReadRecipient reads jwe:PUBLIC-KEY-FILE, pkcs7:CERTIFICATE-FILE or pgp:ADDRESS; the last is looked up in the file of a
+// ring of public keys.
+func ReadRecipient(spec, pgpRing string) (Recipient, error) {
+	protocol, value, _ := strings.Cut(spec, ":")
+	r := Recipient{Protocol: protocol}
+	file := value
+	switch {
+	case protocol != JWE && protocol != PKCS7 && protocol != PGP, value == "":
+		return r, fmt.Errorf("recipient %.100q is none of jwe:FILE, pkcs7:FILE, pgp:ADDRESS", spec)
+	case protocol == PGP && pgpRing == "":
+		return r, fmt.Errorf("recipient %.100q needs a ring of public keys", spec)
+	case protocol == PGP:
+		file, r.Address = pgpRing, value
+	}
+	var err error
+	if r.Public, err = readFile(file, maxKeyFile); err != nil {
+		return r, err
+	}
+	if err := r.check(); err != nil {
+		return r, fmt.Errorf("recipient %s: %w", spec, err)
+	}
+	return r, nil
 }
 
 func readFile(name string, limit int64) ([]byte, error) {

@@ -219,19 +219,19 @@ func TestFromFolderToContainer(t *testing.T) {
 	for _, compression := range []string{Gzip, Zstd, None} {
 		plain, _ := create(t, Options{Rootfs: source, Compression: compression})
 		encrypted := filepath.Join(t.TempDir(), "encrypted")
-		if _, err := Encrypt(t.Context(), plain, encrypted, []Recipient{{keyURI, demoKey()}}); err != nil {
+		if _, err := Encrypt(t.Context(), between(plain, encrypted), demoRecipient()); err != nil {
 			t.Fatal(err)
 		}
 		for name, layout := range map[string]string{"plain": plain, "encrypted": encrypted} {
 			ref := r.host + "/demo/" + compression + ":" + name
-			desc, err := Push(t.Context(), layout, ref, PushOptions{CA: r.ca, Auth: r.auth})
+			desc, err := Push(t.Context(), layout, ref, Access{CA: r.ca, Auth: r.auth})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if again, err := Push(t.Context(), layout, ref, PushOptions{CA: r.ca, Auth: r.auth}); err != nil || again.Digest != desc.Digest {
-				t.Errorf("pushing again: %v, %v", again.Digest, err)
+			if again, err := Push(t.Context(), layout, ref, Access{CA: r.ca, Auth: r.auth}); err != nil || again != desc {
+				t.Errorf("pushing again: %v, %v", again, err)
 			}
-			for _, ref := range []string{ref, r.host + "/demo/" + compression + "@" + desc.Digest.String()} {
+			for _, ref := range []string{ref, r.host + "/demo/" + compression + "@" + desc.String()} {
 				mountAndCompare(t, r, top, ref, source)
 			}
 		}
@@ -277,13 +277,13 @@ func TestPushErrors(t *testing.T) {
 	layout, _ := create(t, Options{Rootfs: rootfs(t)})
 	for name, tt := range map[string]struct {
 		ref  string
-		o    PushOptions
+		o    Access
 		want string
 	}{
-		"no CA":          {r.host + "/a/b:c", PushOptions{Auth: r.auth}, "certificate is not trusted"},
-		"no credentials": {r.host + "/a/b:c", PushOptions{CA: r.ca}, "credentials"},
-		"short name":     {"busybox", PushOptions{CA: r.ca, Auth: r.auth}, "does not name its registry"},
-		"digest":         {r.host + "/a/b@sha256:" + strings.Repeat("0", 64), PushOptions{CA: r.ca, Auth: r.auth}, "want a tag"},
+		"no CA":          {r.host + "/a/b:c", Access{Auth: r.auth}, "certificate is not trusted"},
+		"no credentials": {r.host + "/a/b:c", Access{CA: r.ca}, "credentials"},
+		"short name":     {"busybox", Access{CA: r.ca, Auth: r.auth}, "does not name its registry"},
+		"digest":         {r.host + "/a/b@sha256:" + strings.Repeat("0", 64), Access{CA: r.ca, Auth: r.auth}, "want a tag"},
 	} {
 		_, err := Push(t.Context(), layout, tt.ref, tt.o)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {

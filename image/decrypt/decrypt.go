@@ -14,14 +14,15 @@ import (
 	"strings"
 
 	"github.com/containers/ocicrypt/blockcipher"
+	"github.com/opencontainers/go-digest"
 )
 
 // Annotations of an encrypted layer's descriptor.
 const (
-	// keysPrefix starts every annotation that holds wrapped layer keys; the scheme follows.
-	keysPrefix = "org.opencontainers.image.enc.keys."
+	// KeysPrefix starts every annotation that holds wrapped layer keys; the protocol follows.
+	KeysPrefix = "org.opencontainers.image.enc.keys."
 	// KeysAnnotation holds the layer key wrapped for a Confidential Containers guest.
-	KeysAnnotation = keysPrefix + "provider.attestation-agent"
+	KeysAnnotation = KeysPrefix + "provider.attestation-agent"
 	// PublicAnnotation holds the public parameters of the layer cipher.
 	PublicAnnotation = "org.opencontainers.image.enc.pubopts"
 )
@@ -83,11 +84,53 @@ func Unwrap(ctx context.Context, annotations map[string]string, keys KeyFunc) (*
 	return nil, errors.Join(failed...)
 }
 
+// NewLayerKey makes the key of a layer out of ocicrypt's private options (JSON), which some other protocol than that of
+// Unwrap has unwrapped. The caller wipes private.
+func NewLayerKey(annotations map[string]string, private []byte) (*LayerKey, error) {
+	public, err := parsePublic(annotations[PublicAnnotation])
+	if err != nil {
+		return nil, err
+	}
+	options := new(blockcipher.PrivateLayerBlockCipherOptions)
+	if decodeJSON(private, options) != nil { // JSON's own error could quote the key
+		return nil, errors.New("unwrapped layer key is nothing known")
+	}
+	if !validPrivate(options) {
+		clear(options.SymmetricKey)
+		return nil, fmt.Errorf("unwrapped layer key is not a key of 32 and a nonce of %d bytes", aes.BlockSize)
+	}
+	return &LayerKey{blockcipher.LayerBlockCipherOptions{Public: *public, Private: *options}}, nil
+}
+
+// KeyURIs returns the URIs of the keys that a layer was encrypted for, none if there is no KeysAnnotation.
+func KeyURIs(annotations map[string]string) ([]string, error) {
+	value, ok := annotations[KeysAnnotation]
+	if !ok {
+		return nil, nil
+	}
+	packets, err := parsePackets(value)
+	if err != nil {
+		return nil, err
+	}
+	uris := make([]string, len(packets))
+	for i, p := range packets {
+		uris[i] = p.KeyURI
+	}
+	return uris, nil
+}
+
+// PlainDigest returns the digest that the layer had before it was encrypted; empty if who encrypted it did not say.
+func (k *LayerKey) PlainDigest() digest.Digest { return k.options.Private.Digest }
+
+func validPrivate(o *blockcipher.PrivateLayerBlockCipherOptions) bool {
+	return len(o.SymmetricKey) == 32 && len(o.CipherOptions["nonce"]) == aes.BlockSize
+}
+
 // unsupportedScheme says for whom a layer was encrypted that was not encrypted for us.
 func unsupportedScheme(annotations map[string]string) error {
 	var schemes []string
 	for name := range annotations {
-		if scheme, ok := strings.CutPrefix(name, keysPrefix); ok {
+		if scheme, ok := strings.CutPrefix(name, KeysPrefix); ok {
 			schemes = append(schemes, fmt.Sprintf("%.40q", scheme))
 		}
 	}
@@ -121,7 +164,7 @@ func unwrapPacket(ctx context.Context, p packet, keys KeyFunc) (*blockcipher.Pri
 		// JSON's own error could quote the plaintext.
 		return nil, &keyError{fmt.Sprintf("key %s does not unwrap the layer's key to anything known", p.KeyURI), ErrWrongKey}
 	}
-	if len(private.SymmetricKey) != 32 || len(private.CipherOptions["nonce"]) != aes.BlockSize {
+	if !validPrivate(private) {
 		clear(private.SymmetricKey)
 		return nil, fmt.Errorf("layer key unwrapped with %s is not a key of 32 and a nonce of %d bytes", p.KeyURI, aes.BlockSize)
 	}

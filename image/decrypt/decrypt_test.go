@@ -142,8 +142,8 @@ func TestUnwrapErrors(t *testing.T) {
 		{"key short", v.annotations(v.PacketV1), only(v.KeyURI, wrong[:16]), ErrWrongKey, "has 16 bytes"},
 		{"provider fails", v.annotations(v.PacketV1), func(context.Context, string) ([]byte, error) { return nil, io.ErrNoProgress }, io.ErrNoProgress, "get key kbs:///default/test-key/1"},
 		{"tag changed", v.annotations(change(t, v.PacketV1, `"iv":"AAAA`, `"iv":"AAAB`)), only(v.KeyURI, v.key(t)), ErrWrongKey, ""},
-		{"only jwe", map[string]string{keysPrefix + "jwe": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "jwe" only`},
-		{"other provider", map[string]string{keysPrefix + "provider.x": "x"}, only("", nil), nil, `"provider.x"`},
+		{"only jwe", map[string]string{KeysPrefix + "jwe": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "jwe" only`},
+		{"other provider", map[string]string{KeysPrefix + "provider.x": "x"}, only("", nil), nil, `"provider.x"`},
 		{"no keys", map[string]string{PublicAnnotation: v.PubOpts}, only("", nil), nil, "no annotation"},
 		{"no options", map[string]string{KeysAnnotation: v.PacketV1}, only("", nil), nil, "no annotation"},
 	} {

@@ -49,7 +49,7 @@ func (c *Client) Image(ctx context.Context, ref Reference, d digest.Digest, arch
 		return nil, err
 	}
 	manifest := d
-	if isIndex(data) {
+	if IsIndex(data) {
 		if manifest, err = parseIndex(data, arch); err != nil {
 			return nil, fmt.Errorf("index of %s: %w", ref, err)
 		}
@@ -89,26 +89,36 @@ type shape struct {
 	FSLayers      json.RawMessage `json:"fsLayers"`
 }
 
-func isIndex(data []byte) bool {
+// IsIndex says whether a document is to be read as an index rather than a manifest.
+func IsIndex(data []byte) bool {
 	var s shape
 	return json.Unmarshal(data, &s) == nil && s.Manifests != nil
 }
 
-// parseIndex returns the digest of the manifest for linux on arch, a GOARCH.
-func parseIndex(data []byte, arch string) (digest.Digest, error) {
+// ParseIndex reads an OCI index or a Docker manifest list. What its entries say is left to the caller.
+func ParseIndex(data []byte) (*ocispec.Index, error) {
 	var s shape
 	if err := json.Unmarshal(data, &s); err != nil {
-		return "", fmt.Errorf("parse: %w", err)
+		return nil, fmt.Errorf("parse: %w", err)
 	}
 	if s.SchemaVersion != 2 || s.Config != nil || s.Layers != nil || s.FSLayers != nil {
-		return "", errors.New("neither an OCI index nor a Docker manifest list")
+		return nil, errors.New("neither an OCI index nor a Docker manifest list")
 	}
 	if s.MediaType != "" && s.MediaType != ocispec.MediaTypeImageIndex && s.MediaType != mediaTypeDockerList {
-		return "", fmt.Errorf("media type %.100q is not that of an index", s.MediaType)
+		return nil, fmt.Errorf("media type %.100q is not that of an index", s.MediaType)
 	}
-	var index ocispec.Index
-	if err := json.Unmarshal(data, &index); err != nil {
-		return "", fmt.Errorf("parse: %w", err)
+	index := new(ocispec.Index)
+	if err := json.Unmarshal(data, index); err != nil {
+		return nil, fmt.Errorf("parse: %w", err)
+	}
+	return index, nil
+}
+
+// parseIndex returns the digest of the manifest for linux on arch, a GOARCH.
+func parseIndex(data []byte, arch string) (digest.Digest, error) {
+	index, err := ParseIndex(data)
+	if err != nil {
+		return "", err
 	}
 	for _, m := range index.Manifests {
 		if m.Platform == nil || m.Platform.OS != "linux" || m.Platform.Architecture != arch {

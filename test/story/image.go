@@ -49,7 +49,7 @@ func (l *Lab) PushImage(ctx context.Context, r *Registry, i Image) (string, erro
 		return "", err
 	}
 	name := "/story/" + i.Name + ":1"
-	if _, err := imagecrypt.Push(ctx, layout, r.Host(LoopbackHost)+name, imagecrypt.PushOptions{CA: ca, Auth: auth}); err != nil {
+	if _, err := imagecrypt.Push(ctx, layout, r.Host(LoopbackHost)+name, imagecrypt.Access{CA: ca, Auth: auth}); err != nil {
 		return "", err
 	}
 	return r.Host(GuestHost) + name, nil
@@ -63,7 +63,10 @@ func encrypt(ctx context.Context, layout string, i Image) (string, error) {
 	key := keys.NewSecret(data)
 	defer key.Wipe()
 	out := layout + "-encrypted"
-	if _, err := imagecrypt.Encrypt(ctx, layout, out, []imagecrypt.Recipient{{KeyURI: i.KeyURI, Key: key}}); err != nil {
+	if _, err := imagecrypt.Encrypt(ctx, imagecrypt.CopyOptions{
+		Source:      imagecrypt.Location{Transport: imagecrypt.OCI, Path: layout},
+		Destination: imagecrypt.Location{Transport: imagecrypt.OCI, Path: out},
+	}, []imagecrypt.Recipient{{KeyURI: i.KeyURI, Key: key}}); err != nil {
 		return "", err
 	}
 	return out, nil
