@@ -24,6 +24,8 @@ const (
 	InitramfsFile = "initramfs.img"
 	// DiskFile is the encrypted root disk.
 	DiskFile = "root.img"
+	// SealedFile is the image of Secure Execution that 'cloister se create' makes of kernel, initramfs and command line.
+	SealedFile = "se.img"
 	// GuestFile describes the guest, see Guest. A folder that holds it is one of ours.
 	GuestFile = "guest.json"
 )
@@ -64,6 +66,8 @@ type Guest struct {
 	Root layout.Root `json:"root"`
 	// Initramfs lists what is in the initramfs, besides the list itself.
 	Initramfs []initramfs.ManifestEntry `json:"initramfs"`
+	// Sealed describes the image of Secure Execution, if one was made.
+	Sealed *Sealed `json:"sealed,omitempty"`
 	// Warnings are things that whoever uses the guest should know.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -73,6 +77,15 @@ type Files struct {
 	Kernel    FileInfo `json:"kernel"`
 	Initramfs FileInfo `json:"initramfs"`
 	Disk      FileInfo `json:"disk"`
+}
+
+// Sealed is what guest.json says of the sealed image.
+type Sealed struct {
+	File FileInfo `json:"file"`
+	// HeaderTag is the tag of its header in hexadecimal, which names this image and no other.
+	HeaderTag string `json:"header_tag"`
+	// HostKeysVerified says that the host key documents were verified.
+	HostKeysVerified bool `json:"host_keys_verified"`
 }
 
 // FileInfo is one file of an output folder.
@@ -124,6 +137,27 @@ func parseGuest(data []byte) (*Guest, error) {
 		}
 	}
 	return &g, nil
+}
+
+// Save replaces the guest.json of an output folder, as a whole.
+func Save(dir string, g *Guest) (err error) {
+	data, err := g.encode()
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, "."+GuestFile+".*")
+	if err != nil {
+		return fmt.Errorf("save guest: %w", err)
+	}
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), filepath.Join(dir, GuestFile))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("save guest: %w", err), os.Remove(tmp.Name()))
+	}
+	return nil
 }
 
 func (g *Guest) encode() ([]byte, error) {
