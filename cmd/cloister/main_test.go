@@ -12,12 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/elftest"
+	"github.com/cloister-cc/cloister/se/hostkey/hostkeytest"
 )
 
 // TestMain lets scripts run this test binary as "cloister".
@@ -36,7 +39,7 @@ func TestScripts(t *testing.T) {
 			if !ok {
 				return errors.New("scripts run without a testing.TB")
 			}
-			return writeInputs(tb, filepath.Join(e.WorkDir, "in"))
+			return errors.Join(writeInputs(tb, filepath.Join(e.WorkDir, "in")), writeSealInputs(filepath.Join(e.WorkDir, "in")))
 		},
 	})
 }
@@ -73,6 +76,49 @@ func writeInputs(tb testing.TB, dir string) error {
 		}
 	}
 	return nil
+}
+
+// writeSealInputs makes what "cloister se" needs: boot code that would not boot, a host key with its document and chain
+// in hkd, and those of somebody else in other.
+func writeSealInputs(dir string) error {
+	boot := filepath.Join(dir, "boot")
+	if err := os.MkdirAll(boot, 0o700); err != nil {
+		return err
+	}
+	for name, size := range map[string]int{"stage3a.bin": 0x2000, "stage3b_reloc.bin": 0x1800} {
+		if err := os.WriteFile(filepath.Join(boot, name), make([]byte, size), 0o600); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"hkd", "other"} {
+		a, err := authorities[name]()
+		if err != nil {
+			return err
+		}
+		sub := filepath.Join(dir, name)
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			return err
+		}
+		files, err := a.WriteFiles(sub)
+		if err != nil {
+			return err
+		}
+		revoked, err := a.Revoke(files.Document)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(sub, "revoked.crl"), revoked, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// authorities are made once: their keys take long.
+var authorities = map[string]func() (*hostkeytest.Authority, error){"hkd": newAuthority(), "other": newAuthority()}
+
+func newAuthority() func() (*hostkeytest.Authority, error) {
+	return sync.OnceValues(func() (*hostkeytest.Authority, error) { return hostkeytest.New(time.Now(), nil) })
 }
 
 type exitError struct{ code int }

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -90,9 +89,7 @@ func newSECreateCommand() *cobra.Command {
 
 // check finds mistakes on the command line.
 func (c *seCreate) check(cmd *cobra.Command) error {
-	usage := func(format string, a ...any) error {
-		return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf(format, a...)}
-	}
+	usage := func(text string) error { return &usageError{cmd: cmd.CommandPath(), err: errors.New(text)} }
 	if err := requireFlags(cmd, "host-key-document"); err != nil {
 		return err
 	}
@@ -118,7 +115,7 @@ func (c *seCreate) run(cmd *cobra.Command) error {
 		return err
 	}
 	m := &sealManifest{Format: manifestFormat, Version: manifestVersion, Builder: version.String()}
-	in, err := c.inputs(m)
+	in, err := c.inputs()
 	if err != nil {
 		return err
 	}
@@ -196,7 +193,7 @@ func (i *sealInputs) fill(o *se.CreateOptions) {
 const maxParmfile = 64 << 10
 
 // inputs opens what is to be sealed.
-func (c *seCreate) inputs(m *sealManifest) (_ *sealInputs, err error) {
+func (c *seCreate) inputs() (_ *sealInputs, err error) {
 	in := &sealInputs{}
 	defer func() {
 		if err != nil {
@@ -230,9 +227,8 @@ func (c *seCreate) inputs(m *sealManifest) (_ *sealInputs, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("command line: %w", err)
 		}
-		in.commandLine = bytes.TrimRight(data, "\n")
+		in.commandLine = data
 	}
-	m.CommandLine = string(in.commandLine)
 	return in, nil
 }
 

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -30,10 +31,11 @@ type sealManifest struct {
 	Output   guestimage.FileInfo `json:"output"`
 	HostKeys []manifestHostKey   `json:"host_keys"`
 	// SigningKey is the subject of the key by which the documents were verified; "" if they were not.
-	SigningKey  string               `json:"signing_key,omitempty"`
-	Kernel      guestimage.FileInfo  `json:"kernel"`
-	Ramdisk     *guestimage.FileInfo `json:"ramdisk,omitempty"`
-	CommandLine string               `json:"command_line"`
+	SigningKey string               `json:"signing_key,omitempty"`
+	Kernel     guestimage.FileInfo  `json:"kernel"`
+	Ramdisk    *guestimage.FileInfo `json:"ramdisk,omitempty"`
+	// CommandLine describes the command line, whose text is sealed.
+	CommandLine *guestimage.FileInfo `json:"command_line,omitempty"`
 	PCF         string               `json:"pcf_hex"`
 	PCFNames    []string             `json:"pcf_names"`
 	Pages       uint64               `json:"nep"`
@@ -61,6 +63,10 @@ func (m *sealManifest) describe(img *se.Image, in *sealInputs) {
 	if in.ramdisk != nil {
 		info := in.ramdisk.info()
 		m.Ramdisk = &info
+	}
+	if in.commandLine != nil {
+		sum := sha256.Sum256(in.commandLine)
+		m.CommandLine = &guestimage.FileInfo{Name: "cmdline", Size: int64(len(in.commandLine)), SHA256: hex.EncodeToString(sum[:])}
 	}
 }
 

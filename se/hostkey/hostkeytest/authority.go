@@ -176,6 +176,23 @@ func (a *Authority) CRL(issuer *Issuer, change func(*x509.RevocationList), revok
 	return encode("X509 CRL", der), nil
 }
 
+// Revoke makes the signing key's revocation list with the document in a file on it.
+func (a *Authority) Revoke(document string) ([]byte, error) {
+	data, err := os.ReadFile(document)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("%s is not PEM", document)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return a.CRL(a.Signing, nil, cert.SerialNumber)
+}
+
 // PEM returns the certificate in PEM form.
 func (i *Issuer) PEM() []byte { return encode("CERTIFICATE", i.Certificate.Raw) }
 
