@@ -68,7 +68,7 @@ func dockerConfig() string {
 		dir = filepath.Join(home, ".docker")
 	}
 	name := filepath.Join(dir, "config.json")
-	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) { //nolint:gosec // G703: the user says where
 		return ""
 	}
 	return name

@@ -81,7 +81,7 @@ func (c *copier) run(ctx context.Context) (_ *Result, err error) {
 		return nil, err
 	}
 	if push != nil {
-		defer push.Close() // drops connections
+		defer func() { err = errors.Join(err, push.Close()) }()
 	}
 	if c.src, err = openSource(c.o.Source, c.o.SourceAccess); err != nil {
 		return nil, err

@@ -163,7 +163,9 @@ func readLayers(t *testing.T, dir string) (testLayout, *ocispec.Manifest) {
 
 type testLayout struct{ layout }
 
-func (l testLayout) open(desc ocispec.Descriptor) (*os.File, error) { return os.Open(l.path(desc.Digest)) }
+func (l testLayout) open(desc ocispec.Descriptor) (*os.File, error) {
+	return os.Open(l.path(desc.Digest))
+}
 
 // between copies from one layout to another.
 func between(src, dst string) CopyOptions {

@@ -8,6 +8,7 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/big"
 	"slices"
@@ -66,7 +67,7 @@ func Inspect(ctx context.Context, l Location, a Access) (_ *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close() // opened for reading
+	defer func() { err = errors.Join(err, s.Close()) }()
 	g, err := readGraph(ctx, s, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", l, err)

@@ -26,7 +26,7 @@ type layout struct {
 
 // stageLayout makes an empty layout in a new folder in parent.
 func stageLayout(parent string) (*layout, error) {
-	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // G301: no secrets in it
+	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("create image layout: %w", err)
 	}
 	dir, err := os.MkdirTemp(parent, ".cloister-")
@@ -34,7 +34,7 @@ func stageLayout(parent string) (*layout, error) {
 		return nil, fmt.Errorf("create image layout: %w", err)
 	}
 	l := &layout{dir: dir}
-	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil { //nolint:gosec // G301: the folder above is 0700 until it is published
+	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("create image layout: %w", err), l.discard())
 	}
 	return l, nil
@@ -59,7 +59,7 @@ func (l *layout) publish(dir string) error {
 	if err := checkNewFolder(dir); err != nil {
 		return err
 	}
-	if err := os.Chmod(l.dir, 0o755); err != nil { //nolint:gosec // G302: whoever may read the folder above may read images
+	if err := os.Chmod(l.dir, 0o755); err != nil {
 		return fmt.Errorf("publish image layout: %w", err)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty folder

@@ -68,12 +68,12 @@ func (r *registrySource) Close() error {
 
 // Push copies the image of an OCI layout to a registry, under a reference host[:port]/repository:tag, and returns the
 // digest of its manifest or index. Blobs that the registry has already are not sent again.
-func Push(ctx context.Context, dir, reference string, a Access) (digest.Digest, error) {
+func Push(ctx context.Context, dir, reference string, a Access) (_ digest.Digest, err error) {
 	to, err := openPush(reference, a)
 	if err != nil {
 		return "", err
 	}
-	defer to.Close() // drops connections
+	defer func() { err = errors.Join(err, to.Close()) }()
 	from := &blobTree{tree: folder(dir), location: Location{Transport: OCI, Path: dir}}
 	return to.push(ctx, from)
 }

@@ -85,7 +85,7 @@ func writeOCIArchive(ctx context.Context, w io.Writer, dir string) error {
 		if err != nil {
 			return err
 		}
-		f, err := os.Open(path)
+		f, err := os.Open(path) //nolint:gosec // G122: a private folder that we have just made
 		if err != nil {
 			return err
 		}

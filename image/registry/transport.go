@@ -12,7 +12,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // dockerHubHost is where docker.io's registry really is.
@@ -47,6 +50,11 @@ func newTransport(pool *x509.CertPool) *http.Transport {
 	}
 }
 
+// acceptManifests lists all that a reference can stand for.
+var acceptManifests = strings.Join([]string{
+	ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, mediaTypeDockerManifest, mediaTypeDockerList,
+}, ", ")
+
 // strict is the one place that every request passes: the registry's own, redirects, and requests for tokens.
 type strict struct{ next http.RoundTripper }
 
@@ -66,6 +74,10 @@ func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	// A digest is that of the bytes on the wire, and a content encoding would be unpacked without any limit.
 	req.Header.Set("Accept-Encoding", "identity")
+	if req.Method != http.MethodPut && strings.Contains(req.URL.Path, "/manifests/") {
+		// What a digest stands for is not known before it is here, and registries hide what is not asked for by its type.
+		req.Header.Set("Accept", acceptManifests)
+	}
 	resp, err := s.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
