@@ -5,6 +5,7 @@ package imagecrypt
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -28,7 +29,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cloister-cc/cloister/image/decrypt"
-	"github.com/cloister-cc/cloister/keys"
 )
 
 // party is a recipient with the arguments that decrypt for it.
@@ -294,100 +294,79 @@ func TestChosenLayer(t *testing.T) {
 	}
 }
 
-// Every failure has its own words, leaves nothing behind, and shows no key.
-func TestDecryptRefuses(t *testing.T) {
-	all := parties(t)
-	plain, _ := create(t, Options{Rootfs: rootfs(t)})
-	tmp := t.TempDir()
-	enc := filepath.Join(tmp, "enc")
-	_, err := Encrypt(t.Context(), between(plain, enc), []Recipient{all["packet"].recipient, all["jwe"].recipient})
-	check(t, err)
-	wrong := new(KeyRing)
-	writeFile(t, tmp, "wrong", bytes.Repeat([]byte{7}, 32))
-	check(t, wrong.AddPacketKey(keyURI, filepath.Join(tmp, "wrong")))
-	missing := new(KeyRing)
-	check(t, missing.AddPacketKey("kbs:///a/b/c", filepath.Join(tmp, "wrong")))
-	for name, tt := range map[string]struct {
-		ring *KeyRing
-		src  string
-		kind error
-		want string
-	}{
-		"wrong packet key":  {wrong, enc, ErrWrongKey, keyURI + " does not open"},
-		"missing key":       {missing, enc, ErrNoKey, "it needs a private key of jwe or the key " + keyURI},
-		"no key":            {new(KeyRing), enc, ErrNoKey, keyURI},
-		"wrong private key": {all["jwe-ec"].ring(t), enc, ErrWrongKey, "jwe-ec does not open"},
-		"pgp only":          {all["pgp"].ring(t), enc, ErrNoKey, keyURI},
-		"not encrypted":     {all["packet"].ring(t), plain, nil, "no layer of the image is encrypted"},
-		"HMAC":              {all["packet"].ring(t), forged(t, enc, "hmac"), decrypt.ErrUnauthentic, "HMAC"},
-		"ciphertext":        {all["packet"].ring(t), forged(t, enc, "blob"), nil, "does not match its digest"},
-		"diff_id":           {all["packet"].ring(t), forged(t, enc, "diffid"), nil, "does not have the diff_id"},
-	} {
-		dst := filepath.Join(tmp, "out", "plain")
-		_, err := Decrypt(t.Context(), between(tt.src, dst), tt.ring)
-		if err == nil || !strings.Contains(err.Error(), tt.want) || tt.kind != nil && !errors.Is(err, tt.kind) {
-			t.Errorf("%s: %v, want %q", name, err, tt.want)
-		}
-		if left, err := os.ReadDir(filepath.Dir(dst)); len(left) > 0 {
-			t.Errorf("%s: left %v, %v", name, left, err)
-		}
-	}
-}
-
-// forged copies an encrypted layout with something changed that its digests do not show, but for "blob".
-func forged(t *testing.T, src, what string) string {
+// manyLayers makes an image with n different layers.
+func manyLayers(t *testing.T, n int) string {
 	t.Helper()
-	l, m := readLayers(t, src)
-	dst := filepath.Join(t.TempDir(), "forged")
-	check(t, os.CopyFS(dst, os.DirFS(src)))
-	out := &layout{dir: dst}
-	switch what {
-	case "hmac":
-		annotation := `{"cipher":"AES_256_CTR_HMAC_SHA256","hmac":"` + strings.Repeat("A", 43) + `=","cipheroptions":{}}`
-		m.Layers[0].Annotations[decrypt.PublicAnnotation] = encode(annotation)
-	case "blob":
-		data, err := os.ReadFile(l.path(m.Layers[0].Digest))
+	out, err := stageLayout(t.TempDir())
+	check(t, err)
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "s390x"}, RootFS: ocispec.RootFS{Type: "layers"}}
+	for i := range n {
+		desc, err := out.write(ocispec.MediaTypeImageLayer, bytes.NewReader(tarOf("file", strings.Repeat("PLAINTEXT", 10_000+i))))
 		check(t, err)
-		data[len(data)/2] ^= 1
-		check(t, os.WriteFile(out.path(m.Layers[0].Digest), data, 0o600))
-	case "diffid":
-		data, err := os.ReadFile(l.path(m.Config.Digest))
-		check(t, err)
-		var c ocispec.Image
-		check(t, json.Unmarshal(data, &c))
-		c.RootFS.DiffIDs[0] = "sha256:" + "0000000000000000000000000000000000000000000000000000000000000000"
-		m.Config, err = out.writeJSON(ocispec.MediaTypeImageConfig, c)
-		check(t, err)
+		desc.Annotations = map[string]string{"number": strings.Repeat("i", i)}
+		m.Layers = append(m.Layers, desc)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, desc.Digest)
 	}
+	m.Config, err = out.writeJSON(ocispec.MediaTypeImageConfig, config)
+	check(t, err)
 	desc, err := out.writeJSON(ocispec.MediaTypeImageManifest, m)
 	check(t, err)
 	check(t, out.finish(desc, ""))
-	return dst
+	return out.dir
 }
 
-// A password opens a protected key, and a wrong one is said to be wrong.
-func TestKeyFiles(t *testing.T) {
-	dir := t.TempDir()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+// Many layers at a time come out in their order, with their own annotations; those not chosen stay plain, and a second
+// run leaves the encrypted ones alone.
+func TestManyLayers(t *testing.T) {
+	all := parties(t)
+	src := manyLayers(t, 24)
+	some, rest, back := filepath.Join(t.TempDir(), "1"), filepath.Join(t.TempDir(), "2"), filepath.Join(t.TempDir(), "3")
+	o := between(src, some)
+	o.Layers, o.Workers = []int{0, 5, -1}, 8
+	r, err := Encrypt(t.Context(), o, []Recipient{all["packet"].recipient, all["pkcs7"].recipient})
 	check(t, err)
-	block, err := x509.EncryptPEMBlock(rand.Reader, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key), []byte("sesame"), x509.PEMCipherAES256) //nolint:staticcheck // what openssl's -traditional writes
+	if r.Changed != 3 || r.Unchanged != 21 {
+		t.Errorf("chosen layers: %+v", r)
+	}
+	_, m := readLayers(t, some)
+	for i, l := range m.Layers {
+		if want := i == 0 || i == 5 || i == 23; encrypted(l) != want || len(l.Annotations["number"]) != i {
+			t.Errorf("layer %d: %+v", i, l)
+		}
+	}
+	r, err = Encrypt(t.Context(), between(some, rest), []Recipient{all["packet"].recipient})
 	check(t, err)
-	writeFile(t, dir, "key", pem.EncodeToMemory(block))
-	writeFile(t, dir, "pkcs8", pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte{1}}))
-	writeFile(t, dir, "text", []byte("SECRETTEXT"))
-	for name, tt := range map[string]struct {
-		file, password, want string
-	}{
-		"right": {"key", "sesame", ""}, "wrong": {"key", "open", "is wrong"}, "none": {"key", "", "wants a password"},
-		"PKCS #8": {"pkcs8", "", "cannot be read"}, "text": {"text", "", "neither a private key"}, "absent": {"absent", "", "no such file"},
-	} {
-		var password *keys.Secret
-		if tt.password != "" {
-			password = keys.NewSecret([]byte(tt.password))
+	if r.Changed != 21 || r.Unchanged != 3 {
+		t.Errorf("the others: %+v", r)
+	}
+	_, again := readLayers(t, rest)
+	if again.Layers[5].Digest != m.Layers[5].Digest || again.Layers[5].Annotations[decrypt.KeysPrefix+PKCS7] == "" {
+		t.Error("a layer that was encrypted already has changed")
+	}
+	for name, content := range files(t, rest) {
+		if strings.Contains(content, "PLAINTEXT") {
+			t.Errorf("%s holds plaintext", name)
 		}
-		err := new(KeyRing).AddFile(filepath.Join(dir, tt.file), password)
-		if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "SECRETTEXT")) {
-			t.Errorf("%s: %v, want %q", name, err, tt.want)
-		}
+	}
+	_, err = Decrypt(t.Context(), between(rest, back), all["packet"].ring(t))
+	check(t, err)
+	at := func(dir string) Location { return Location{Transport: OCI, Path: dir} }
+	if got, want := plainOf(t, at(back)), plainOf(t, at(src)); got != want {
+		t.Errorf("came back as\n%s\nwas\n%s", got, want)
+	}
+}
+
+// What a context ends leaves nothing behind.
+func TestCancelled(t *testing.T) {
+	src, dst := manyLayers(t, 3), filepath.Join(t.TempDir(), "out", "x")
+	ctx, cancel := context.WithCancel(t.Context())
+	o := between(src, dst)
+	o.Progress = func(_, _ int64) { cancel() }
+	if _, err := Encrypt(ctx, o, demoRecipient()); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(dst)); len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
