@@ -95,6 +95,7 @@ func Run(ctx context.Context, o Options) (*Guest, error) {
 	}{
 		{"mounts", b.mounts},
 		{"config", b.config},
+		{"command-line", b.commandLine},
 		{"modules", b.modules},
 		{"entropy", b.entropy},
 		{"disk", b.disk},

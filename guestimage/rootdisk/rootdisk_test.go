@@ -121,7 +121,7 @@ func fsck(t *testing.T, image []byte) {
 func TestResult(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "root.img")
 	r := write(t, sampleTar(t), disk)
-	config := layout.BootConfig{Version: layout.BootConfigVersion, Root: r.Root}
+	config := layout.BootConfig{Version: layout.BootConfigVersion, CommandLine: "quiet", Root: r.Root}
 	if err := config.Validate(); err != nil {
 		t.Errorf("result is no valid boot config: %v", err)
 	}

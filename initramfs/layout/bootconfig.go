@@ -29,11 +29,16 @@ const (
 	PolicyAllowAll = "allow-all"
 )
 
+// MaxCommandLine bounds BootConfig.CommandLine, in bytes: what a kernel of s390x takes at most.
+const MaxCommandLine = 4096
+
 // BootConfig is the agent's configuration, JSON at BootConfigPath. Unknown fields are refused, so that a guest never
 // starts with a setting that its agent does not understand. docs/boot-config.md describes each field.
 type BootConfig struct {
 	// Version is BootConfigVersion.
 	Version int `json:"version"`
+	// CommandLine is the kernel command line, 1 to MaxCommandLine bytes: the agent boots with this one only.
+	CommandLine string `json:"command_line"`
 	// Modules are the kernel modules to load, in order: file names in ModulesDir.
 	Modules []Module `json:"modules"`
 	// Root says how the root disk is found, unlocked and checked.
@@ -132,6 +137,9 @@ func (c *BootConfig) Encode() ([]byte, error) {
 func (c *BootConfig) Validate() error {
 	if c.Version != BootConfigVersion {
 		return fmt.Errorf("boot config: version %d, this agent reads version %d", c.Version, BootConfigVersion)
+	}
+	if n := len(c.CommandLine); n == 0 || n > MaxCommandLine || strings.ContainsAny(c.CommandLine, "\x00\n") {
+		return fmt.Errorf("boot config: command line of %d bytes is not one line of 1 to %d", n, MaxCommandLine)
 	}
 	for _, m := range c.Modules {
 		if m.File == "" || m.File == "." || m.File == ".." || strings.ContainsAny(m.File, "/\x00") {

@@ -15,8 +15,9 @@ import (
 
 func validConfig() *BootConfig {
 	return &BootConfig{
-		Version: BootConfigVersion,
-		Modules: []Module{{File: "virtio_blk.ko"}, {File: "dm-mod.ko", Params: "stats=0", Optional: true}},
+		Version:     BootConfigVersion,
+		CommandLine: "console=ttysclp0 panic=-1",
+		Modules:     []Module{{File: "virtio_blk.ko"}, {File: "dm-mod.ko", Params: "stats=0", Optional: true}},
 		Root: Root{
 			HeaderSize: 512 << 10, PayloadOffset: 512 << 10, PayloadSize: 103 * 4096, SectorSize: 4096,
 			Verity: Verity{RootHash: strings.Repeat("0f", 32), Salt: "00ff", BlockSize: 4096, DataBlocks: 100, HashOffset: 101 * 4096},
@@ -49,6 +50,10 @@ func TestBootConfigRefuses(t *testing.T) {
 	}{
 		"version":               {func(c *BootConfig) { c.Version = 2 }, "version 2"},
 		"no version":            {func(c *BootConfig) { c.Version = 0 }, "version 0"},
+		"no command line":       {func(c *BootConfig) { c.CommandLine = "" }, "command line"},
+		"command line long":     {func(c *BootConfig) { c.CommandLine = strings.Repeat("a", 4097) }, "command line"},
+		"command lines":         {func(c *BootConfig) { c.CommandLine = "a\nb" }, "command line"},
+		"command line with NUL": {func(c *BootConfig) { c.CommandLine = "a\x00b" }, "command line"},
 		"module without name":   {func(c *BootConfig) { c.Modules[0].File = "" }, "module file name"},
 		"module elsewhere":      {func(c *BootConfig) { c.Modules[0].File = "../a.ko" }, "module file name"},
 		"module is the folder":  {func(c *BootConfig) { c.Modules[0].File = ".." }, "module file name"},
