@@ -43,15 +43,15 @@ func compareCommandLine(sealed, actual string) error {
 		return nil
 	}
 	want := make(map[string]int)
-	for _, p := range strings.FieldsSeq(sealed) {
+	for p := range strings.FieldsSeq(sealed) {
 		want[p]++
 	}
-	for _, p := range strings.FieldsSeq(actual) {
+	for p := range strings.FieldsSeq(actual) {
 		if want[p]--; want[p] < 0 {
 			return fmt.Errorf("the kernel was started with %q, which is not on the sealed command line", shorten(p))
 		}
 	}
-	for _, p := range strings.FieldsSeq(sealed) {
+	for p := range strings.FieldsSeq(sealed) {
 		if want[p] > 0 {
 			return fmt.Errorf("the kernel was started without %q, which is on the sealed command line", shorten(p))
 		}
