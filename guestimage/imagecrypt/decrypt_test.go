@@ -62,6 +62,20 @@ func TestDecryptRefuses(t *testing.T) {
 	}
 }
 
+// A certificate has a serial number to be known by, and without the certificate its key opens nothing.
+func TestPKCS7NeedsCertificate(t *testing.T) {
+	all := parties(t)
+	plain, _ := create(t, Options{Rootfs: rootfs(t)})
+	enc := filepath.Join(t.TempDir(), "enc")
+	_, err := Encrypt(t.Context(), between(plain, enc), []Recipient{all["pkcs7"].recipient})
+	check(t, err)
+	_, err = Decrypt(t.Context(), between(enc, filepath.Join(t.TempDir(), "x")), all["jwe"].ring(t)) // the same key
+	var hinted interface{ Hint() string }
+	if !errors.Is(err, ErrNoKey) || !strings.Contains(err.Error(), "pkcs7 serial 4711") || !errors.As(err, &hinted) || !strings.Contains(hinted.Hint(), "certificate") {
+		t.Errorf("%v", err)
+	}
+}
+
 // forged copies an encrypted layout with something changed that its digests do not show, but for "blob".
 func forged(t *testing.T, src, what string) string {
 	t.Helper()

@@ -197,7 +197,7 @@ func pkcs7Names(data []byte) []string {
 	}
 	var names []string
 	for _, r := range content.Recipients {
-		names = append(names, fmt.Sprintf("serial %.64s", r.Issuer.Serial))
+		names = append(names, fmt.Sprintf("serial %.80s", r.Issuer.Serial.String()))
 	}
 	return names
 }

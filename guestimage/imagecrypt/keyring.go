@@ -151,15 +151,21 @@ var (
 
 // unwrapError says why no key opens a layer.
 type unwrapError struct {
-	text string
-	kind error
+	text   string
+	kind   error
+	noCert bool
 }
 
 func (e *unwrapError) Error() string { return e.text }
 func (e *unwrapError) Unwrap() error { return e.kind }
 
-// Hint says where the needs of an image are seen.
-func (*unwrapError) Hint() string { return "cloister inspect shows what each layer is encrypted for" }
+// Hint says what may be missing, or where the needs of an image are seen.
+func (e *unwrapError) Hint() string {
+	if e.noCert {
+		return "pkcs7 needs the recipient's certificate beside the private key: give it as another --key"
+	}
+	return "cloister inspect shows what each layer is encrypted for"
+}
 
 // unwrap opens a layer's key with the first key that fits.
 func (k *KeyRing) unwrap(ctx context.Context, annotations map[string]string) (*decrypt.LayerKey, error) {
@@ -182,10 +188,13 @@ func (k *KeyRing) unwrap(ctx context.Context, annotations map[string]string) (*d
 	if needs == "" {
 		return nil, errors.New("the annotations of an encrypted layer are missing")
 	}
-	if len(tried) == 0 {
-		return nil, &unwrapError{"no key was given that the layer is encrypted for: it needs " + needs, ErrNoKey}
+	e := &unwrapError{text: "no key was given that the layer is encrypted for: it needs " + needs, kind: ErrNoKey}
+	if len(tried) > 0 {
+		e.text = fmt.Sprintf("wrong key: %s does not open the layer, which needs %s", strings.Join(tried, ", "), needs)
+		e.kind = ErrWrongKey
 	}
-	return nil, &unwrapError{fmt.Sprintf("wrong key: %s does not open the layer, which needs %s", strings.Join(tried, ", "), needs), ErrWrongKey}
+	e.noCert = annotations[decrypt.KeysPrefix+PKCS7] != "" && len(k.private) > 0 && len(k.certs) == 0
+	return nil, e
 }
 
 // unwrapPacket tries the keys by their URIs. It returns neither key nor error if none fits, and the URIs that it had.
