@@ -42,6 +42,7 @@ func newRootCommand() *cobra.Command {
 		newDecryptCommand(),
 		newEncryptCommand(),
 		newImageCommand(),
+		newLeakscanCommand(),
 		newInspectCommand(),
 		newRunCommand(),
 		newSECommand(),

@@ -23,7 +23,10 @@ func newRunCommand() *cobra.Command {
 		Short: "Run a guest in QEMU",
 		Long: "run starts the guest of a folder that 'cloister build' wrote, in the emulator that 'cloister setup' fetched. It\n" +
 			"prints the address of the guest's agent, then the guest's console, and ends when the guest powers off.\n" +
-			"It protects nothing: QEMU sees the guest's memory, and the initramfs in the folder holds the disk's key.",
+			"It protects nothing: QEMU sees the guest's memory, and the initramfs in the folder holds the disk's key.\n\n" +
+			"With --image, kernel, initramfs and command line are those of an image that 'cloister se open --unseal' wrote.\n" +
+			"With --capture, all that the host holds of the guest is kept in a folder: console.log, network.pcap, vsock, qemu.log.\n" +
+			"'cloister leakscan' searches it.",
 		Example: "  cloister run guest/ --console console.log &\n  cloister ctl --address ADDRESS check",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -46,6 +49,8 @@ func newRunCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.CacheDir, "cache", "", "cache folder of 'cloister setup' (default: cloister in the user's cache folder)")
 	f.StringVar(&o.WorkDir, "work-dir", "", "folder for the guest's sockets (default: a temporary one)")
+	f.StringVar(&o.Image, "image", "", "unsealed image of Secure Execution to start")
+	f.StringVar(&o.Capture, "capture", "", "folder for what the host holds of the guest")
 	f.StringVar(&o.Disk, "disk", "", "disk image to attach in place of the guest's root disk")
 	f.IntVar(&o.MemoryMiB, "memory", 1024, "memory of the guest in MiB")
 	f.IntVar(&o.CPUs, "cpus", 1, "processors of the guest")

@@ -138,10 +138,13 @@ func scanFile(ctx context.Context, m *matcher, f *findings, path, name string) (
 		return n, err
 	}
 	head := make([]byte, 4)
-	if _, err := file.ReadAt(head, 0); err != nil || !isPcap(head) {
-		return n, nil //nolint:nilerr // shorter than the mark of a capture
+	if _, err := file.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return n, err
 	}
-	return n, scanCapture(ctx, m, f, name, file)
+	if isPcap(head) {
+		err = scanCapture(ctx, m, f, name, file)
+	}
+	return n, err
 }
 
 // readerFunc lets a search be cancelled.
@@ -167,7 +170,7 @@ func scanCapture(ctx context.Context, m *matcher, f *findings, name string, file
 	flows, err := tcpFlows(io.NewSectionReader(file, 0, 1<<62))
 	if err != nil {
 		f.skip(name + ": " + err.Error())
-		return nil
+		return ctx.Err()
 	}
 	for fl, segments := range flows {
 		where := fmt.Sprintf("%s > tcp %s to %s", name, fl.from, fl.to)

@@ -4,6 +4,7 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,7 +35,8 @@ type Config struct {
 	Kernel string
 	// Initrd is the initramfs; "" means none.
 	Initrd string
-	// Append is the kernel command line. ConsoleArgs of the architecture have to be part of it.
+	// Append is the kernel command line; "" where the kernel brings its own. ConsoleArgs of the architecture have to be
+	// part of it.
 	Append string
 	// Disks are raw disk images that the guest may write, virtio-blk, in this order.
 	Disks []string
@@ -53,6 +55,9 @@ type Config struct {
 	Vsock bool
 	// VsockBackend is the vhost-device-vsock binary that serves the device; "" means the host kernel's /dev/vhost-vsock.
 	VsockBackend string
+	// Capture is a folder for what the host holds of the guest, see CaptureNetwork and the others; "" means none. The vsock
+	// device must have a backend then.
+	Capture string
 	// WorkDir holds the sockets; it must exist, and its path be shorter than about 90 bytes.
 	WorkDir string
 	// Console gets what the guest writes to its console; nil means that it is only kept for VM.Console.
@@ -109,6 +114,14 @@ func (c Config) checkFiles() error {
 			return fmt.Errorf("%s is a folder, not a file", f)
 		}
 	}
+	if c.Capture != "" {
+		if st, err := os.Stat(c.Capture); err != nil || !st.IsDir() {
+			return fmt.Errorf("capture folder %q is not there", c.Capture)
+		}
+		if c.Vsock && c.VsockBackend == "" {
+			return errors.New("vsock of the host kernel cannot be captured: give a backend")
+		}
+	}
 	if !c.Vsock {
 		return nil
 	}
@@ -123,6 +136,7 @@ func (c Config) checkFiles() error {
 }
 
 func (c Config) agentSocket() string  { return filepath.Join(c.WorkDir, "vsock.sock") }
+func (c Config) teeSocket() string    { return filepath.Join(c.WorkDir, "tee.sock") }
 func (c Config) deviceSocket() string { return filepath.Join(c.WorkDir, "vhost.sock") }
 
 // machine is what differs between architectures.
@@ -188,7 +202,11 @@ func (c Config) args(cid uint32) ([]string, error) {
 	for i, d := range c.ReadOnlyDisks {
 		args = append(args, diskArgs(m, "r"+strconv.Itoa(i), d, ",read-only=on")...)
 	}
-	args = append(args, "-kernel", c.Kernel, "-append", c.Append)
+	args = append(args, c.captureArgs()...)
+	args = append(args, "-kernel", c.Kernel)
+	if c.Append != "" {
+		args = append(args, "-append", c.Append)
+	}
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)
 	}

@@ -32,9 +32,11 @@ const (
 type VM struct {
 	qemu    *process
 	backend *process // nil without one
+	tee     *tee     // nil without a capture
 	address string
 	console *tail
 	dead    chan struct{} // closed when both processes have ended
+	capture error         // what made the capture incomplete; read it after dead
 	stop    sync.Once
 }
 
@@ -53,13 +55,17 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start guest: %w", err)
 	}
-	if err := vm.startQEMU(ctx, c, cid); err != nil {
+	closeConsole, err := vm.startQEMU(ctx, c, cid)
+	if err != nil {
 		if vm.backend != nil {
 			vm.backend.stop()
 		}
+		if vm.tee != nil {
+			err = errors.Join(err, vm.tee.close())
+		}
 		return nil, fmt.Errorf("start guest: %w", err)
 	}
-	go vm.supervise(ctx)
+	go vm.supervise(ctx, closeConsole)
 	return vm, nil
 }
 
@@ -97,6 +103,14 @@ func (vm *VM) startVsock(ctx context.Context, c Config) (cid uint32, err error) 
 		vm.backend.stop()
 		return 0, err
 	}
+	if c.Capture == "" {
+		return backendCID, nil
+	}
+	if vm.tee, err = startTee(c.teeSocket(), c.agentSocket(), filepath.Join(c.Capture, CaptureVsock)); err != nil {
+		vm.backend.stop()
+		return 0, err
+	}
+	vm.address = fmt.Sprintf("hvsock://%s:%d", c.teeSocket(), agentPort)
 	return backendCID, nil
 }
 
@@ -117,28 +131,32 @@ func waitForSocket(ctx context.Context, path string, p *process) error {
 	}
 }
 
-func (vm *VM) startQEMU(ctx context.Context, c Config, cid uint32) error {
+func (vm *VM) startQEMU(ctx context.Context, c Config, cid uint32) (closeConsole func() error, err error) {
 	m, err := machineOf(c.Arch)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	args, err := c.args(cid)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	binary := m.binary
 	if c.Dir != "" {
 		binary = filepath.Join(c.Dir, "usr/bin", m.binary)
 	}
-	vm.qemu, err = startProcess(ctx, io.MultiWriter(vm.console, c.Console), binary, args...)
+	captured, closeConsole, err := c.captureConsole()
 	if err != nil {
-		return fmt.Errorf("start QEMU: %w", err)
+		return nil, err
 	}
-	return nil
+	vm.qemu, err = startProcess(ctx, io.MultiWriter(vm.console, captured, c.Console), binary, args...)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start QEMU: %w", err), closeConsole())
+	}
+	return closeConsole, nil
 }
 
 // supervise ends what is left once QEMU has ended or ctx says so.
-func (vm *VM) supervise(ctx context.Context) {
+func (vm *VM) supervise(ctx context.Context, closeConsole func() error) {
 	select {
 	case <-ctx.Done():
 		vm.qemu.stop()
@@ -147,6 +165,10 @@ func (vm *VM) supervise(ctx context.Context) {
 	if vm.backend != nil {
 		vm.backend.stop()
 	}
+	if vm.tee != nil {
+		vm.capture = vm.tee.close()
+	}
+	vm.capture = errors.Join(vm.capture, closeConsole())
 	close(vm.dead)
 }
 
@@ -174,7 +196,7 @@ func (vm *VM) Wait(ctx context.Context) error {
 	if err := vm.qemu.err; err != nil {
 		return fmt.Errorf("QEMU ended: %w%s", err, vm.qemu.stderr.quote())
 	}
-	return nil
+	return vm.capture
 }
 
 // Stop ends the guest at once, like pulling its plug, and waits until its processes have ended. It may be called

@@ -23,6 +23,12 @@ type RunOptions struct {
 	CacheDir string
 	// WorkDir holds the sockets; "" means a new folder that is removed in the end.
 	WorkDir string
+	// Image is an unsealed image of Secure Execution, which brings kernel, initramfs and command line; "" means those of the
+	// folder.
+	Image string
+	// Capture is a folder, made if need be, for what the host holds of the guest: console, network, vsock, QEMU's log; ""
+	// means none.
+	Capture string
 	// Disk is used in place of the guest's root disk; "" means the guest's.
 	Disk string
 	// MemoryMiB and CPUs are the guest's memory in MiB and its processors; 0 means the defaults of package qemu.
@@ -56,9 +62,17 @@ func Run(ctx context.Context, o RunOptions) (err error) {
 	if disk == "" {
 		disk = filepath.Join(o.GuestDir, guest.Files.Disk.Name)
 	}
+	if o.Capture != "" {
+		if err := os.MkdirAll(o.Capture, 0o700); err != nil {
+			return fmt.Errorf("make capture folder: %w", err)
+		}
+	}
+	kernel, initrd, commandLine := filepath.Join(o.GuestDir, guest.Files.Kernel.Name), filepath.Join(o.GuestDir, guest.Files.Initramfs.Name), guest.CommandLine
+	if o.Image != "" {
+		kernel, initrd, commandLine = o.Image, "", ""
+	}
 	vm, err := qemu.Start(ctx, qemu.Config{
-		Arch: guest.Arch, Dir: bed.QEMUDir, Kernel: filepath.Join(o.GuestDir, guest.Files.Kernel.Name),
-		Initrd: filepath.Join(o.GuestDir, guest.Files.Initramfs.Name), Append: guest.CommandLine,
+		Arch: guest.Arch, Dir: bed.QEMUDir, Kernel: kernel, Initrd: initrd, Append: commandLine, Capture: o.Capture,
 		ReadOnlyDisks: []string{disk}, CPUs: o.CPUs, MemoryMiB: o.MemoryMiB, Network: o.Network,
 		Vsock: true, VsockBackend: bed.VsockBackend, WorkDir: work, Console: o.Console,
 	})
