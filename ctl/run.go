@@ -28,7 +28,7 @@ type RunOptions struct {
 	// Pause creates a pause container first, as Kubernetes does.
 	Pause bool
 	// Exec, unless it has no Args, is run in the container next to its own process; once it has exited, the container is
-	// killed, and the status is that of Exec.
+	// killed, and the status is that of Exec. Without an Env of its own, it has the container's, as in Kubernetes.
 	Exec Process
 	// KeepSandbox leaves the sandbox there; otherwise it is destroyed, and the guest powers off.
 	KeepSandbox bool
@@ -118,6 +118,9 @@ func (s *Session) runContainer(ctx context.Context, o RunOptions) (status int, e
 }
 
 func (s *Session) runExec(ctx context.Context, o RunOptions) (int, error) {
+	if len(o.Exec.Env) == 0 {
+		o.Exec.Env = o.Container.Process.Env
+	}
 	if err := s.Exec(ctx, o.Container.ID, execID, o.Exec); err != nil {
 		return 0, err
 	}

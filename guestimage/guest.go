@@ -168,9 +168,15 @@ func (g *Guest) encode() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
+// Unprotected is what every banner of an amd64 guest says, as long as there is no way to give it keys but its initramfs.
+const Unprotected = "this amd64 guest is UNPROTECTED until keys come by attestation: its initramfs holds them in the clear"
+
 // warnings says what is weak about a guest as it is built.
 func warnings(o *Options) []string {
 	w := []string{"initramfs holds the disk key in the clear until it is sealed: keep it from the host that runs the guest"}
+	if o.Arch == initramfs.ArchAMD64 {
+		w[0] = Unprotected
+	}
 	if policyOf(o) == layout.PolicyAllowAll {
 		w = append(w, "policy allow-all: every request of the host passes")
 	}

@@ -30,7 +30,7 @@ func newRunCommand() *cobra.Command {
 		Example: "  cloister run guest/ --console console.log &\n  cloister ctl --address ADDRESS check",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			o.GuestDir, o.Network, o.Console = args[0], !noNetwork, cmd.OutOrStdout()
+			o.GuestDir, o.Network, o.Console, o.Warn = args[0], !noNetwork, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			o.Started = func(address string) error {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), address)
 				return err

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 )
 
@@ -19,8 +20,9 @@ const (
 	CaptureNetwork = "network.pcap"
 	// CaptureVsock is a folder with two files for each vsock connection, one for each direction.
 	CaptureVsock = "vsock"
-	// CaptureLog is QEMU's own log.
-	CaptureLog = "qemu.log"
+	// CaptureLog is QEMU's own log, CaptureArgs its command line.
+	CaptureLog  = "qemu.log"
+	CaptureArgs = "qemu.args"
 	// CaptureConsole is what the guest wrote to its console.
 	CaptureConsole = "console.log"
 )
@@ -158,6 +160,15 @@ func (t *tee) close() error {
 		return fmt.Errorf("capture vsock: %w", t.err)
 	}
 	return nil
+}
+
+// writeArgs keeps QEMU's command line, one argument in a line.
+func (c Config) writeArgs(binary string, args []string) error {
+	if c.Capture == "" {
+		return nil
+	}
+	text := strings.Join(append([]string{binary}, args...), "\n") + "\n"
+	return os.WriteFile(filepath.Join(c.Capture, CaptureArgs), []byte(text), 0o600)
 }
 
 // captureConsole returns where the console goes besides, and a func that closes it.

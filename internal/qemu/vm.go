@@ -144,6 +144,9 @@ func (vm *VM) startQEMU(ctx context.Context, c Config, cid uint32) (closeConsole
 	if c.Dir != "" {
 		binary = filepath.Join(c.Dir, "usr/bin", m.binary)
 	}
+	if err := c.writeArgs(binary, args); err != nil {
+		return nil, fmt.Errorf("capture QEMU's arguments: %w", err)
+	}
 	captured, closeConsole, err := c.captureConsole()
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/cloister-cc/cloister/guestimage"
+	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/qemu"
 )
 
@@ -37,6 +38,8 @@ type RunOptions struct {
 	Network bool
 	// Console gets what the guest writes to its console; nil means nobody does.
 	Console io.Writer
+	// Warn gets what the user should know before the guest starts; nil means nobody does.
+	Warn io.Writer
 	// Started is called with the agent's address once QEMU runs, before the agent listens; nil means not.
 	Started func(address string) error
 }
@@ -46,6 +49,9 @@ func Run(ctx context.Context, o RunOptions) (err error) {
 	guest, err := guestimage.Load(o.GuestDir)
 	if err != nil {
 		return err
+	}
+	if guest.Arch == initramfs.ArchAMD64 && o.Warn != nil {
+		fmt.Fprintf(o.Warn, "warning: %s\n", guestimage.Unprotected)
 	}
 	bed, err := Load(o.CacheDir, guest.Arch)
 	if err != nil {

@@ -19,7 +19,7 @@ func TestReadmeShowsTheDemo(t *testing.T) {
 	steps := (&demo{}).steps()
 	rest := string(readme)
 	for i, s := range steps {
-		line := fmt.Sprintf("    %d/%d %-10s ", i+1, len(steps), s.name)
+		line := fmt.Sprintf("    %2d/%d %-10s ", i+1, len(steps), s.name)
 		at := strings.Index(rest, line)
 		if at < 0 {
 			t.Fatalf("the transcript in README.md lacks step %q after the ones before", line)

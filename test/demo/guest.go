@@ -12,11 +12,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/cloister-cc/cloister/internal/qemu"
 	"github.com/cloister-cc/cloister/test/story"
 )
 
@@ -32,8 +32,12 @@ type guest struct {
 
 // boot starts the guest and waits until the agent says that it listens.
 func (d *demo) boot(ctx context.Context) (string, error) {
-	d.vm = &guest{console: filepath.Join(d.dir, "console.log"), done: make(chan struct{})}
-	cmd := exec.CommandContext(ctx, cloister, "run", "--console", d.vm.console, d.guestDir())
+	d.vm = &guest{console: d.host("capture/" + qemu.CaptureConsole), done: make(chan struct{})}
+	args := []string{"run", "--console", os.DevNull, "--capture", d.host("capture"), "--disk", d.host("root.img")}
+	if d.sealed() {
+		args = append(args, "--image", d.private("memory.img"))
+	}
+	cmd := exec.CommandContext(ctx, cloister, append(args, d.guestDir())...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Stderr = &d.vm.stderr
@@ -67,19 +71,22 @@ func (d *demo) boot(ctx context.Context) (string, error) {
 	return "root disk found by its pinned header, unlocked, verified; the agent answers on vsock", nil
 }
 
-// container does what the Kata shim does for a pod with one container, an exec in it, and the end of the sandbox.
+// container does what the Kata shim does for a pod with one container, an exec in it, and the end of the sandbox. The
+// container shows digests of what it has: what it prints, the host reads.
 func (d *demo) container(ctx context.Context) (string, error) {
 	ref := d.registry.Host(story.GuestHost) + "/" + image
 	out, err := d.cloister(ctx, "ctl", "--address", d.vm.address, "run", "--pause",
 		"--mac", story.GuestMAC, "--ip", story.GuestIP, "--gateway", story.GuestHost,
-		"--exec", "/bin/sh", "--exec", "-c", "--exec", "uname -m; cat /etc/secret", ref, "--", "/bin/sleep", "1000")
+		"--env", "PATH=/bin", "--env", "TOKEN="+d.canaries.sealedToken,
+		"--exec", "/bin/sh", "--exec", "-c", "--exec", script, ref, "--", "/bin/sleep", "1000")
 	if err != nil {
 		return "", fmt.Errorf("%w\nconsole:\n%s", err, d.vm.consoleTail())
 	}
-	if !bytes.Contains(out, []byte(secret)) {
-		return "", fmt.Errorf("the container printed %q, want %q", out, secret)
+	machine := map[bool]string{true: "s390x", false: "x86_64"}[d.sealed()]
+	if want := d.canaries.wantOutput(machine); string(out) != want {
+		return "", fmt.Errorf("the container printed %q, want %q", out, want)
 	}
-	return fmt.Sprintf("pulled, decrypted and run in the guest; it says %q", secret), nil
+	return "pulled, decrypted and run in the guest, with a sealed secret in its environment; it shows the right digests", nil
 }
 
 func (d *demo) powerOff(ctx context.Context) (string, error) {
