@@ -38,6 +38,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference) ([]store.Lay
 	if err != nil {
 		return nil, err
 	}
+	s.config.Log.Info("pulling image", "reference", ref.String(), "digest", img.Digest.String(), "layers", len(img.Layers))
 	layers := make([]store.Layer, len(img.Layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, l := range img.Layers {

@@ -37,6 +37,7 @@ func statusTable() []errorCode {
 		{agent.ErrTainted, codes.FailedPrecondition},
 		{agent.ErrState, codes.FailedPrecondition},
 		{syscall.ESRCH, codes.NotFound},
+		{syscall.ENOSPC, codes.ResourceExhausted},
 	}
 }
 

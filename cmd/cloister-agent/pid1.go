@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +23,13 @@ import (
 // runPID1 boots the guest and serves until the sandbox is destroyed. Whatever happens, it ends in a power-off: there
 // is no shell and nothing to go on with, and a PID 1 that returns would only panic the kernel.
 func runPID1() {
+	// The runtime's traces show what functions were called with, maybe a part of a key, and the host reads the console.
+	debug.SetTraceback("none")
 	log := slog.New(consoleHandler(slog.LevelInfo))
 	defer powerOff(log)
 	defer func() {
 		if r := recover(); r != nil {
-			log.Error("agent panicked, powering off", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			log.Error("agent panicked, powering off", "panic", fmt.Sprint(r), "stack", callers())
 		}
 	}()
 	log.Info("cloister-agent starts", "version", version.String(), "handover_ms", uptime().Milliseconds())
@@ -50,6 +54,20 @@ func bootAndServe(log *slog.Logger) error {
 		log.Info("boot stage", "stage", s.Name, "ms", s.Duration.Milliseconds())
 	}
 	return serve(ctx, guest, reaper, slog.New(consoleHandler(level(guest.Config.LogLevel))))
+}
+
+// callers names the functions on the stack, and where they are, without their arguments.
+func callers() string {
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	var b strings.Builder
+	for {
+		f, more := frames.Next()
+		fmt.Fprintf(&b, "%s:%d ", f.Function, f.Line)
+		if !more {
+			return b.String()
+		}
+	}
 }
 
 // powerOff writes out what the disks have not seen and ends the machine; it does not return.
