@@ -81,7 +81,9 @@ type Files struct {
 
 // Sealed is what guest.json says of the sealed image.
 type Sealed struct {
-	File FileInfo `json:"file"`
+	// File is the name of its file, Size its size in bytes.
+	File string `json:"file"`
+	Size int64  `json:"size"`
 	// HeaderTag is the tag of its header in hexadecimal, which names this image and no other.
 	HeaderTag string `json:"header_tag"`
 	// HostKeysVerified says that the host key documents were verified.

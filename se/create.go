@@ -84,6 +84,7 @@ type creator struct {
 	address   uint64 // of the next component
 	parts     []Component
 	digester  *Digester
+	free      chan []byte // buffers; nil is one that has not been made yet
 	done      int64
 }
 
@@ -107,7 +108,12 @@ func newCreator(o *CreateOptions) (*creator, error) {
 	if n := len(o.HostKeys); n < 1 || n > MaxKeySlots {
 		return nil, fmt.Errorf("%d host keys are not 1 to %d", n, MaxKeySlots)
 	}
-	c := &creator{o: o, digester: NewDigester(), secret: &Confidential{PSWMask: pswMask, SCF: o.SCF}}
+	c := &creator{
+		o: o, digester: NewDigester(), free: make(chan []byte, 4*o.Workers), secret: &Confidential{PSWMask: pswMask, SCF: o.SCF},
+	}
+	for range cap(c.free) {
+		c.free <- nil
+	}
 	for _, k := range []struct {
 		to    **keys.Secret
 		given *keys.Secret

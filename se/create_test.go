@@ -215,7 +215,7 @@ func TestCreateParts(t *testing.T) {
 		"empty ramdisk":          {func(o *CreateOptions) { o.Ramdisk = bytes.NewReader(nil) }, "kernel 25 ramdisk 1 cmdline 1 stage3b 2"},
 		"ramdisk of whole pages": {func(o *CreateOptions) { o.Ramdisk = bytes.NewReader(make([]byte, 8192)) }, "kernel 25 ramdisk 2 cmdline 1 stage3b 2"},
 		"ramdisk of whole chunks": {
-			func(o *CreateOptions) { o.Ramdisk = bytes.NewReader(make([]byte, 2*sealChunk)) }, "kernel 25 ramdisk 512 cmdline 1 stage3b 2",
+			func(o *CreateOptions) { o.Ramdisk = bytes.NewReader(make([]byte, 2*sealChunk)) }, "kernel 25 ramdisk 256 cmdline 1 stage3b 2",
 		},
 		"ramdisk in drops": {
 			func(o *CreateOptions) { o.Ramdisk = iotest.OneByteReader(bytes.NewReader(make([]byte, 4097))) }, "kernel 25 ramdisk 2 cmdline 1 stage3b 2",

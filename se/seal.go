@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// sealChunk is how much is read, encrypted, hashed and written in one go, in bytes. Four for each worker are all that
-// a component needs of memory.
-const sealChunk = 1 << 20
+// sealChunk is how much is read, encrypted, hashed and written in one go, in bytes. Four for each worker are all the
+// memory that is needed.
+const sealChunk = 512 << 10
 
 // maxWorkers bounds the goroutines that encrypt: one that hashes everything cannot keep up with more.
 const maxWorkers = 8
@@ -38,10 +38,7 @@ func (c *creator) component(ctx context.Context, out io.WriterAt, kind Kind, in 
 	part := Component{TweakPrefix: binary.BigEndian.Uint64(prefix), Address: c.address}
 	p := &pipeline{
 		creator: c, part: part, in: in, out: out,
-		work: make(chan *chunk), ordered: make(chan *chunk, 2*c.o.Workers), free: make(chan []byte, 4*c.o.Workers),
-	}
-	for range cap(p.free) {
-		p.free <- nil
+		work: make(chan *chunk), ordered: make(chan *chunk, 2*c.o.Workers),
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.read(ctx) })
@@ -70,7 +67,6 @@ type pipeline struct {
 	size    uint64
 	work    chan *chunk // to encrypt
 	ordered chan *chunk // to write
-	free    chan []byte // nil is one that has not been made yet
 }
 
 func (p *pipeline) read(ctx context.Context) error {

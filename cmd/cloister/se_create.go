@@ -10,11 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
@@ -345,7 +345,7 @@ func (c *seCreate) seal(ctx context.Context, o *se.CreateOptions, in *sealInputs
 		return err
 	}
 	defer func() { err = errors.Join(err, tmp.Close(), removeIfThere(tmp.Name())) }()
-	img, err := se.Create(ctx, tmp, *o)
+	img, err := se.Create(ctx, &earlyWriter{File: tmp}, *o)
 	if err != nil {
 		return err
 	}
@@ -355,10 +355,7 @@ func (c *seCreate) seal(ctx context.Context, o *se.CreateOptions, in *sealInputs
 		}
 	}
 	m.describe(img, in)
-	if m.Output.SHA256, err = hashWhole(ctx, tmp); err != nil {
-		return err
-	}
-	m.Output.Name, m.Output.Size = filepath.Base(c.output), img.Size
+	m.Output, m.Size = filepath.Base(c.output), img.Size
 	if !c.clear { // sealed, it is for everybody; else it stays with its owner
 		if err := tmp.Chmod(0o644); err != nil {
 			return err
@@ -368,6 +365,27 @@ func (c *seCreate) seal(ctx context.Context, o *se.CreateOptions, in *sealInputs
 		return err
 	}
 	return c.publish(tmp.Name(), in, m)
+}
+
+// writeBehind is how much earlyWriter lets gather in memory, in bytes.
+const writeBehind = 16 << 20
+
+// earlyWriter has the kernel write to the disk what has been written so far, so that the final sync does not take as long
+// as everything before it.
+type earlyWriter struct {
+	*os.File
+	gathered int64
+}
+
+// WriteAt implements io.WriterAt.
+func (w *earlyWriter) WriteAt(p []byte, at int64) (int, error) {
+	n, err := w.File.WriteAt(p, at)
+	if w.gathered += int64(n); w.gathered >= writeBehind && err == nil {
+		w.gathered = 0
+		// Not every file system can; the sync in the end does it all then.
+		_ = unix.SyncFileRange(int(w.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	}
+	return n, err
 }
 
 // publish puts image, manifest and, for a guest, its description into place.
@@ -381,7 +399,7 @@ func (c *seCreate) publish(tmp string, in *sealInputs, m *sealManifest) error {
 	if in.guest == nil || filepath.Dir(c.output) != filepath.Clean(c.guest) {
 		return nil
 	}
-	in.guest.Sealed = &guestimage.Sealed{File: m.Output, HeaderTag: m.Tag, HostKeysVerified: !c.noVerify}
+	in.guest.Sealed = &guestimage.Sealed{File: m.Output, Size: m.Size, HeaderTag: m.Tag, HostKeysVerified: !c.noVerify}
 	return guestimage.Save(c.guest, in.guest)
 }
 
@@ -403,21 +421,4 @@ func (i *sealInputs) compare() error {
 		}
 	}
 	return nil
-}
-
-func hashWhole(ctx context.Context, f *os.File) (string, error) {
-	h := sha256.New()
-	r := io.NewSectionReader(f, 0, 1<<62)
-	for {
-		if err := ctx.Err(); err != nil {
-			return "", err
-		}
-		n, err := io.CopyN(h, r, 16<<20)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return "", err
-		}
-		if n == 0 {
-			return hex.EncodeToString(h.Sum(nil)), nil
-		}
-	}
 }

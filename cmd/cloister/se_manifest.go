@@ -25,11 +25,12 @@ const (
 // sealManifest says what went into an image. It holds no secret; with the digests and the tag, a verifier of attestation
 // evidence knows the image again.
 type sealManifest struct {
-	Format   string              `json:"format"`
-	Version  int                 `json:"version"`
-	Builder  string              `json:"builder"`
-	Output   guestimage.FileInfo `json:"output"`
-	HostKeys []manifestHostKey   `json:"host_keys"`
+	Format   string            `json:"format"`
+	Version  int               `json:"version"`
+	Builder  string            `json:"builder"`
+	Output   string            `json:"output"`
+	Size     int64             `json:"size"`
+	HostKeys []manifestHostKey `json:"host_keys"`
 	// SigningKey is the subject of the key by which the documents were verified; "" if they were not.
 	SigningKey string               `json:"signing_key,omitempty"`
 	Kernel     guestimage.FileInfo  `json:"kernel"`

@@ -89,7 +89,10 @@ func measure(ctx context.Context, arch string, runs int) (t *table, err error) {
 			return nil, err
 		}
 	}
-	return t, nil
+	if lab.Bed.Bootloader == "" { // nothing to seal
+		return t, nil
+	}
+	return t, t.sealing(ctx, lab.Bed, runs)
 }
 
 func (t *table) sizes(lab *story.Lab, guest string) error {
