@@ -46,6 +46,8 @@ func newDecryptCommand() *cobra.Command {
 			if err := fillRing(cmd, ring, keyArgs, folder); err != nil {
 				return err
 			}
+			done := showProgress(cmd, "decrypt", &o)
+			defer done()
 			r, err := imagecrypt.Decrypt(cmd.Context(), o, ring)
 			if err != nil {
 				return err

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
+	"github.com/cloister-cc/cloister/internal/progress"
 )
 
 const encryptExample = `  head -c 32 /dev/urandom > demo.key
@@ -103,6 +104,13 @@ func (c *copyFlags) options(cmd *cobra.Command, args []string) (o imagecrypt.Cop
 	return o, nil
 }
 
+// showProgress shows how far a copy is until the returned func is called.
+func showProgress(cmd *cobra.Command, what string, o *imagecrypt.CopyOptions) (done func()) {
+	task := progress.Start(cmd.ErrOrStderr(), what, 0)
+	o.Progress = task.Set
+	return task.Done
+}
+
 // locationUsage is a wrong location: wrong usage with the location's own hint.
 type locationUsage struct{ usageError }
 
@@ -166,6 +174,8 @@ func newEncryptCommand() *cobra.Command {
 				return err
 			}
 			defer imagecrypt.Wipe(recipients)
+			done := showProgress(cmd, "encrypt", &o)
+			defer done()
 			r, err := imagecrypt.Encrypt(cmd.Context(), o, recipients)
 			if err != nil {
 				return err

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloister-cc/cloister/initramfs"
+	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
@@ -27,7 +29,9 @@ func newRootCommand() *cobra.Command {
 		Use:   "cloister",
 		Short: "Build and operate the guest side of confidential containers",
 		Long: "cloister builds guests whose root disk only their sealed initramfs can unlock, encrypts container images for\n" +
-			"them, and talks to the agent in a running guest.",
+			"them, seals guests for IBM Secure Execution, and talks to the agent in a running guest.\n\n" +
+			"Exit codes: 0 done, 1 failed (or: no match, something missing), 2 wrong usage; leakscan has 3 and 4 of its own, and\n" +
+			"commands that run a process in a guest end with its status. Results go to standard output, all else to standard error.",
 		Version:       version.String(),
 		SilenceErrors: true, // report prints them
 		SilenceUsage:  true,
@@ -40,6 +44,7 @@ func newRootCommand() *cobra.Command {
 		newBuildCommand(),
 		newCtlCommand(),
 		newDecryptCommand(),
+		newDoctorCommand(),
 		newEncryptCommand(),
 		newImageCommand(),
 		newLeakscanCommand(),
@@ -54,7 +59,25 @@ func newRootCommand() *cobra.Command {
 		completion.Args, completion.RunE = cobra.NoArgs, root.RunE // or an unknown shell gets the help and exit code 0
 	}
 	checkUsage(root)
+	completeValues(root)
 	return root
+}
+
+// completeValues has shells complete the values of flags that mean the same everywhere.
+func completeValues(cmd *cobra.Command) {
+	for name, values := range map[string][]string{
+		"arch":        initramfs.Architectures(),
+		"policy":      {layout.PolicyDenyAll, layout.PolicyAllowAll},
+		"log-level":   {"debug", "info", "warn", "error"},
+		"compression": {"none", "zstd"},
+	} {
+		if cmd.Flags().Lookup(name) != nil {
+			cobra.CheckErr(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		completeValues(sub)
+	}
 }
 
 // usageError is a mistake on the command line.

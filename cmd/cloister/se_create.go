@@ -18,6 +18,7 @@ import (
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
+	"github.com/cloister-cc/cloister/internal/progress"
 	"github.com/cloister-cc/cloister/internal/version"
 	"github.com/cloister-cc/cloister/se"
 	"github.com/cloister-cc/cloister/se/hostkey"
@@ -135,6 +136,9 @@ func (c *seCreate) run(cmd *cobra.Command) error {
 	defer o.ImageKey.Wipe()
 	defer o.CCK.Wipe()
 	in.fill(o)
+	task := progress.Start(cmd.ErrOrStderr(), "seal "+filepath.Base(c.output), in.size())
+	o.Progress = func(done int64) { task.Set(done, 0) }
+	defer task.Done()
 	if err := c.seal(cmd.Context(), o, in, m); err != nil {
 		return err
 	}
@@ -187,6 +191,17 @@ func (i *sealInputs) fill(o *se.CreateOptions) {
 	if i.ramdisk != nil {
 		o.Ramdisk = i.ramdisk
 	}
+}
+
+// size is the sum of the inputs in bytes, 0 if one does not say.
+func (i *sealInputs) size() int64 {
+	var total int64
+	for _, f := range []*hashedFile{i.kernel, i.ramdisk} {
+		if f != nil {
+			total += f.info().Size
+		}
+	}
+	return total
 }
 
 // maxParmfile bounds a file with a command line, in bytes.
