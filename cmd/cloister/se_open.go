@@ -111,6 +111,11 @@ func parseHostKey(data []byte) (*ecdh.PrivateKey, error) {
 
 // openSealed opens an image and writes what was asked for.
 func openSealed(cmd *cobra.Command, m *uvsim.Machine, image, dir, unsealed string) error {
+	for _, path := range []string{dir, unsealed} { // before anything is written
+		if _, err := os.Lstat(path); path != "" && err == nil {
+			return fmt.Errorf("%s is there already: choose another name", path)
+		}
+	}
 	f, size, err := openRegular(image)
 	if err != nil {
 		return err
