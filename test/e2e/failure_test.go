@@ -40,9 +40,9 @@ func TestScratchFull(t *testing.T) {
 		Name: "small", Files: map[string]string{"etc/secret": secret + "\n"}, KeyURI: imageURI, KeyFile: w.imageKey,
 	})
 	must(t, err)
-	vm := w.boot(t, w.guest, func(c *qemu.Config) { // scratch is half of the memory
-		c.MemoryMiB, c.Disks, c.ReadOnlyDisks = 256, nil, c.Disks
-	})
+	dir, err := w.BuildGuest(t.Context(), "scratch", w.withImageKey) // one guest for each disk
+	must(t, err)
+	vm := w.boot(t, dir, func(c *qemu.Config) { c.MemoryMiB = 256 }) // scratch is half of the memory
 	_, s := connect(t, vm)
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", nil))
@@ -77,7 +77,9 @@ func TestClientGoneDuringPull(t *testing.T) {
 		Name: "slow", Files: map[string]string{"large": filler(64 << 20), "etc/secret": secret + "\n"}, KeyURI: imageURI, KeyFile: w.imageKey,
 	})
 	must(t, err)
-	vm := w.boot(t, w.guest, func(c *qemu.Config) { c.Disks, c.ReadOnlyDisks = nil, c.Disks })
+	dir, err := w.BuildGuest(t.Context(), "client-gone", w.withImageKey)
+	must(t, err)
+	vm := w.boot(t, dir, nil)
 	first, s := connect(t, vm)
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", nil))
