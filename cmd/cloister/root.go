@@ -103,6 +103,10 @@ func checkUsage(cmd *cobra.Command) {
 			if strings.Contains(c.Use, " ") { // it takes arguments
 				err = fmt.Errorf("%w: use %s", err, c.UseLine())
 			}
+			c.SuggestionsMinimumDistance = 2
+			if near := c.SuggestionsFor(strings.Join(args, " ")); len(near) > 0 {
+				err = fmt.Errorf("%w: did you mean %s?", err, strings.Join(near, " or "))
+			}
 			return &usageError{cmd: c.CommandPath(), err: err}
 		}
 	}
