@@ -56,7 +56,29 @@ func newCtlCommand() *cobra.Command {
 		c.create(), c.start(), c.exec(), c.attach(), c.signal(), c.waitProcess(), c.remove(),
 		c.run(),
 	)
+	for _, sub := range cmd.Commands() {
+		sub.Example = "  cloister ctl --address hvsock:///run/guest/vsock.sock:1024 " + ctlExamples[sub.Name()]
+	}
 	return cmd
+}
+
+// ctlExamples are the examples of the sub-commands, without the address that all of them need.
+var ctlExamples = map[string]string{
+	"check":            "check",
+	"version":          "version --json",
+	"details":          "details",
+	"update-interface": "update-interface --mac 52:54:00:12:34:56 --ip 10.0.2.15/24",
+	"update-routes":    "update-routes --gateway 10.0.2.2",
+	"create-sandbox":   "create-sandbox pod --hostname pod-1",
+	"create-container": "create-container --sandbox pod c1 registry.example:5000/demo:1 -- /bin/sleep 100",
+	"start":            "start c1",
+	"exec":             "exec c1 -- /bin/ls -l /",
+	"attach":           "attach c1",
+	"signal":           "signal c1 TERM",
+	"wait":             "wait c1",
+	"remove":           "remove c1",
+	"destroy":          "destroy",
+	"run":              "run --mac 52:54:00:12:34:56 --ip 10.0.2.15/24 --gateway 10.0.2.2 registry.example:5000/demo:1 -- /bin/echo hello",
 }
 
 // do connects and runs f with a session.

@@ -47,6 +47,24 @@ func TestDocumentedCommandLines(t *testing.T) {
 	}
 }
 
+// Every command that does something shows how it is used.
+func TestEveryCommandHasAnExample(t *testing.T) {
+	t.Parallel()
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+		if cmd.HasSubCommands() || strings.Contains(cmd.CommandPath(), " completion") || cmd.Name() == "help" {
+			return
+		}
+		if !strings.Contains(cmd.Example, cmd.CommandPath()+" ") && !strings.HasSuffix(cmd.Example, cmd.Name()) && !strings.Contains(cmd.Example, " "+cmd.Name()+" ") {
+			t.Errorf("%s has no example of its own: %q", cmd.CommandPath(), cmd.Example)
+		}
+	}
+	walk(newRootCommand())
+}
+
 func addExamples(texts map[string]string, cmd *cobra.Command) {
 	if cmd.Example != "" {
 		texts[cmd.CommandPath()+" --help"] = cmd.Example

@@ -39,8 +39,9 @@ func newImageCommand() *cobra.Command {
 func newImageCreateCommand() *cobra.Command {
 	var o imagecrypt.Options
 	cmd := &cobra.Command{
-		Use:   "create --rootfs ROOTFS [flags] LAYOUT",
-		Short: "Make an image with one layer out of a root file system",
+		Use:     "create --rootfs ROOTFS [flags] LAYOUT",
+		Example: "  cloister image create --rootfs busybox/ --arch s390x --entrypoint /bin/sh plain/",
+		Short:   "Make an image with one layer out of a root file system",
 		Long: "create writes an OCI image layout and prints the digest of its manifest. The same input makes the same image, byte\n" +
 			"by byte. Files of a folder belong to root in the image; a tar archive becomes the layer as it is.",
 		Args: cobra.ExactArgs(1),
@@ -90,10 +91,11 @@ func checkImageFlags(cmd *cobra.Command, o *imagecrypt.Options) error {
 func newImagePushCommand() *cobra.Command {
 	var ca, auth string
 	cmd := &cobra.Command{
-		Use:   "push --ca FILE [flags] LAYOUT REFERENCE",
-		Short: "Copy an image to a registry",
-		Long:  "push copies the image of an OCI image layout to host[:port]/repository:tag, over HTTPS only.",
-		Args:  cobra.ExactArgs(2),
+		Use:     "push --ca FILE [flags] LAYOUT REFERENCE",
+		Example: "  cloister image push --ca ca.pem --auth auth.json encrypted/ registry.example:5000/demo/busybox:1",
+		Short:   "Copy an image to a registry",
+		Long:    "push copies the image of an OCI image layout to host[:port]/repository:tag, over HTTPS only.",
+		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := requireFlags(cmd, "ca"); err != nil {
 				return err
