@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 
@@ -46,12 +47,19 @@ type container struct {
 	sharesPID bool
 	// spec is the process of the checked spec, from which further processes take their defaults.
 	spec *specs.Process
+	// terminationLog is the shared file in which the container says why it ends; empty if it has none.
+	terminationLog string
+	// freezer holds a token while the container is being frozen or thawed.
+	freezer chan struct{}
+	// undo takes back what was made for the container besides what every container has.
+	undo undo
 	// cancel ends the creation, created is closed once that is through, either way.
 	cancel  func()
 	created chan struct{}
 
 	mu       sync.Mutex
 	state    containerState
+	paused   bool
 	init     *process
 	execs    map[string]*process // nil value: being started
 	finished []string            // exec ids that were waited for, oldest first
@@ -75,36 +83,59 @@ func (s *Sandbox) newContainer(id string, cancel func()) *container {
 		log:     s.cfg.Log.With("container", id),
 		cancel:  cancel,
 		created: make(chan struct{}),
+		freezer: make(chan struct{}, 1),
 		execs:   make(map[string]*process),
 	}
 }
 
-// reserve takes a container id and returns the container's namespaces. From then on Destroy and RemoveContainer find
-// the container.
-func (s *Sandbox) reserve(c *container, cgroup string, sharedPID bool) ([]specs.LinuxNamespace, error) {
+// reserve takes a container id and has the container join the sandbox's namespaces. From then on Destroy and
+// RemoveContainer find the container.
+func (s *Sandbox) reserve(c *container, result *oci.Result, sharedPID bool) error {
+	cgroup := result.Spec.Linux.CgroupsPath
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.refusal(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.containers[c.id] != nil {
-		return nil, fmt.Errorf("container %s: %w", c.id, ErrAlreadyExists)
+		return fmt.Errorf("container %s: %w", c.id, ErrAlreadyExists)
 	}
 	for _, other := range s.containers {
 		if oci.CgroupsOverlap(cgroup, other.cgroup) {
-			return nil, fmt.Errorf("%w: cgroup %s overlaps with %s of container %s", ErrInvalidArgument, cgroup, other.cgroup, other.id)
+			return fmt.Errorf("%w: cgroup %s overlaps with %s of container %s", ErrInvalidArgument, cgroup, other.cgroup, other.id)
 		}
 	}
-	o := oci.Options{IPC: fdPath(s.ipc), UTS: fdPath(s.uts)}
-	if sharedPID {
-		if s.pid == nil {
-			return nil, fmt.Errorf("share the PID namespace of the sandbox: it has no container yet: %w", ErrState)
-		}
-		o.PID, c.sharesPID = fdPath(s.pid), true
+	pid, err := s.sharedPID(c, sharedPID)
+	if err != nil {
+		return err
 	}
 	c.cgroup = cgroup
+	s.cgroups[path.Dir(cgroup)] = true
 	s.containers[c.id] = c
-	return oci.Namespaces(o), nil
+	result.Join(fdPath(s.ipc), fdPath(s.uts), pid)
+	return nil
+}
+
+// sharedPID returns the path of the PID namespace that the container joins; empty means one of its own. In a sandbox
+// whose containers share one, it is that of the first. The lock is held.
+func (s *Sandbox) sharedPID(c *container, asked bool) (string, error) {
+	switch {
+	case s.pid != nil && (asked || s.sharePID):
+		c.sharesPID = true
+		return fdPath(s.pid), nil
+	case asked && !s.sharePID:
+		return "", fmt.Errorf("share the PID namespace of the sandbox: it has no container yet: %w", ErrState)
+	case s.sharePID && len(s.containers) > 0:
+		return "", fmt.Errorf("share the PID namespace of the sandbox: its first container is still being created: %w", ErrState)
+	}
+	return "", nil
+}
+
+// ociOptions are what the guest has for a container's spec. The lock is held.
+func (s *Sandbox) ociOptions(c *container) oci.Options {
+	return oci.Options{
+		ID: c.id, RunDir: s.cfg.RunDir, Rootfs: c.rootfs, Hostname: s.hostname, Privileged: s.cfg.Privileged, Controllers: s.cfg.Controllers,
+	}
 }
 
 // fdPath is a path by which a child of the agent reaches what the agent holds open.
@@ -139,6 +170,20 @@ func (s *Sandbox) process(containerID, execID string) (*container, *process, err
 	return c, p, nil
 }
 
+// beginWork notes an operation that leaves the state alone; busy.Done ends it.
+func (c *container) beginWork() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.doomed:
+		return fmt.Errorf("container %s is being removed: %w", c.id, ErrState)
+	case c.state != containerCreated && c.state != containerRunning:
+		return fmt.Errorf("container %s is %v: %w", c.id, c.state, ErrState)
+	}
+	c.busy.Add(1)
+	return nil
+}
+
 // begin moves the container from one state to another for a start or an exec, which ends with end.
 func (c *container) begin(from, to containerState) error {
 	c.mu.Lock()
@@ -146,6 +191,8 @@ func (c *container) begin(from, to containerState) error {
 	switch {
 	case c.doomed:
 		return fmt.Errorf("container %s is being removed: %w", c.id, ErrState)
+	case c.paused:
+		return fmt.Errorf("container %s is paused: %w", c.id, ErrState)
 	case c.state != from:
 		return fmt.Errorf("container %s is %v: %w", c.id, c.state, ErrState)
 	}

@@ -119,7 +119,6 @@ func TestCreateContainerRefuses(t *testing.T) {
 		"id taken":             {func(c *agent.ContainerConfig) { c.ID = "other" }, agent.ErrAlreadyExists, ""},
 		"long id":              {func(c *agent.ContainerConfig) { c.ID = strings.Repeat("a", 129) }, agent.ErrInvalidContainerID, ""},
 		"no spec":              {func(c *agent.ContainerConfig) { c.Spec = nil }, agent.ErrInvalidArgument, ""},
-		"terminal":             {func(c *agent.ContainerConfig) { c.Spec.Process.Terminal = true }, agent.ErrUnsupported, "terminal"},
 		"hostile spec": {func(c *agent.ContainerConfig) {
 			c.Spec.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/"}}
 		}, agent.ErrInvalidArgument, `source "/"`},
@@ -129,7 +128,7 @@ func TestCreateContainerRefuses(t *testing.T) {
 		"no storage":    {func(c *agent.ContainerConfig) { c.Storages = nil }, agent.ErrInvalidArgument, "exactly one"},
 		"two images":    {func(c *agent.ContainerConfig) { c.Storages = append(c.Storages, c.Storages...) }, agent.ErrInvalidArgument, "exactly one"},
 		"no image":      {func(c *agent.ContainerConfig) { c.Storages[0].Source = "" }, agent.ErrInvalidArgument, "no image"},
-		"other driver":  {func(c *agent.ContainerConfig) { c.Storages[0].Driver = "blk" }, agent.ErrUnsupported, `"blk"`},
+		"other driver":  {func(c *agent.ContainerConfig) { c.Storages = append(c.Storages, agent.Storage{Driver: "blk"}) }, agent.ErrUnsupported, `"blk"`},
 		"other option":  {func(c *agent.ContainerConfig) { c.Storages[0].DriverOptions = []string{"x"} }, agent.ErrUnsupported, `"x"`},
 		"broken option": {func(c *agent.ContainerConfig) { c.Storages[0].DriverOptions = []string{pull + "={"} }, agent.ErrInvalidArgument, ""},
 		"long option": {func(c *agent.ContainerConfig) {

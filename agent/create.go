@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -24,21 +25,21 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) erro
 	if err := checkID(cfg.ID); err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
-	pull, err := parsePull(cfg.Storages)
+	pull, volumes, err := parsePull(cfg.Storages)
 	if err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := s.newContainer(cfg.ID, cancel)
-	result, err := s.admit(c, cfg)
+	result, err := s.admit(c, cfg, volumes)
 	if err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
 	defer close(c.created)
 
 	var u undo
-	init, err := s.build(ctx, &u, c, result, pull)
+	init, err := s.build(ctx, &u, c, plan{result, cfg.Spec.Annotations, pull, volumes})
 	if err == nil {
 		c.mu.Lock()
 		c.init, c.state = init, containerCreated
@@ -55,47 +56,97 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) erro
 }
 
 // admit checks the spec as far as it can be without side effects, and takes the container's id.
-func (s *Sandbox) admit(c *container, cfg ContainerConfig) (*oci.Result, error) {
+func (s *Sandbox) admit(c *container, cfg ContainerConfig, volumes []Storage) (*oci.Result, error) {
 	if cfg.Spec == nil {
 		return nil, fmt.Errorf("%w: no spec", ErrInvalidArgument)
 	}
-	if cfg.Spec.Process != nil && cfg.Spec.Process.Terminal {
-		return nil, fmt.Errorf("a terminal: %w", ErrUnsupported)
+	s.mu.Lock()
+	o := s.ociOptions(c)
+	o.Hooks, o.Volumes = s.hooks, slices.Clone(s.volumes)
+	s.mu.Unlock()
+	for _, v := range volumes {
+		o.Volumes = append(o.Volumes, v.MountPoint)
 	}
-	result, err := oci.Convert(cfg.Spec, oci.Options{ID: c.id, RunDir: s.cfg.RunDir, Rootfs: c.rootfs})
+	result, err := oci.Convert(cfg.Spec, o)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidArgument, err)
 	}
-	linux := result.Spec.Linux
-	linux.Namespaces, err = s.reserve(c, linux.CgroupsPath, cfg.SandboxPIDNS)
-	return result, err
+	c.logNotes(result.Notes)
+	c.terminationLog = terminationLog(cfg.Spec)
+	return result, s.reserve(c, result, cfg.SandboxPIDNS)
+}
+
+// plan is what is to become of a container.
+type plan struct {
+	*oci.Result
+	annotations map[string]string
+	root        pull
+	volumes     []Storage
 }
 
 // build does the work of CreateContainer.
-func (s *Sandbox) build(ctx context.Context, u *undo, c *container, result *oci.Result, pull pull) (*process, error) {
+func (s *Sandbox) build(ctx context.Context, u *undo, c *container, p plan) (*process, error) {
 	if err := makeBundle(u, c); err != nil {
 		return nil, fmt.Errorf("make bundle: %w", err)
 	}
-	if err := s.mountRootfs(ctx, u, c, result.Spec, pull); err != nil {
-		return nil, fmt.Errorf("mount root file system: %w", err)
-	}
-	if err := s.openSecrets(ctx, result.Spec.Process); err != nil {
+	if err := s.addVolumes(ctx, u, c.id, p.volumes); err != nil {
 		return nil, err
 	}
-	c.spec = result.Spec.Process
-	// They belong to the network namespace of the whole sandbox, so that nothing takes them back.
-	for _, key := range slices.Sorted(maps.Keys(result.NetSysctls)) {
-		if err := s.cfg.Kernel.SetSysctl(key, result.NetSysctls[key]); err != nil {
-			return nil, fmt.Errorf("set sysctl %s: %w", key, err)
-		}
+	if err := s.mountRootfs(ctx, u, c, p.Spec, p.root); err != nil {
+		return nil, fmt.Errorf("mount root file system: %w", err)
 	}
-	if err := writeConfig(u, c, result.Spec); err != nil {
+	if err := s.bindSources(u, c, p.Result); err != nil {
+		return nil, err
+	}
+	if err := s.complete(ctx, p); err != nil {
+		return nil, err
+	}
+	c.spec = p.Spec.Process
+	if err := writeConfig(u, c, p.Spec); err != nil {
 		return nil, fmt.Errorf("write config.json: %w", err)
 	}
-	u.add("runtime create", func(ctx context.Context) error { return s.cfg.Runtime.Delete(ctx, c.id) })
-	init, err := startProcess(s.cfg.Reaper, func(stdio Stdio) (int, error) {
-		return s.cfg.Runtime.Create(ctx, c.id, c.bundle, stdio)
+	init, err := s.startInit(ctx, u, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil { // a removal that came meanwhile
+		return nil, err
+	}
+	s.watchOOM(u, c)
+	c.undo = u.kept()
+	return init, s.keepPIDNamespace(init)
+}
+
+// complete adds to a container's spec what the guest keeps for it.
+func (s *Sandbox) complete(ctx context.Context, p plan) error {
+	if s.cfg.Devices != nil && !p.root.pause {
+		if err := s.cfg.Devices(ctx, p.Spec, p.annotations); err != nil {
+			return fmt.Errorf("add devices: %w", err)
+		}
+	}
+	if err := s.openSecrets(ctx, p.Spec.Process); err != nil {
+		return err
+	}
+	// They belong to the network namespace of the whole sandbox, so that nothing takes them back.
+	for _, key := range slices.Sorted(maps.Keys(p.NetSysctls)) {
+		if err := s.cfg.Kernel.SetSysctl(key, p.NetSysctls[key]); err != nil {
+			return fmt.Errorf("set sysctl %s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+// startInit has the runtime create the container. A runtime that fails half-way may leave processes behind.
+func (s *Sandbox) startInit(ctx context.Context, u *undo, c *container) (*process, error) {
+	u.add("runtime create", func(ctx context.Context) error {
+		if s.cfg.Cgroups == nil {
+			return s.cfg.Runtime.Delete(ctx, c.id)
+		}
+		return errors.Join(s.cfg.Cgroups.Kill(c.cgroup), s.cfg.Runtime.Delete(ctx, c.id), s.cfg.Cgroups.Remove(ctx, c.cgroup))
 	})
+	init, err := s.launch(c.spec, func(stdio Stdio) (Started, error) {
+		return s.cfg.Runtime.Create(ctx, c.id, c.bundle, stdio)
+	}).process()
 	if err != nil {
 		return nil, err
 	}
@@ -103,10 +154,58 @@ func (s *Sandbox) build(ctx context.Context, u *undo, c *container, result *oci.
 		defer init.close()
 		return init.remove(ctx)
 	})
-	if err := ctx.Err(); err != nil { // a removal that came meanwhile
-		return nil, err
+	return init, nil
+}
+
+// bindSources mounts what the container gets of the files from the host below its bundle, and has the runtime take it
+// from there. The host can put a link into the place of a file at any time, and the runtime would follow it to the
+// guest's own files.
+func (s *Sandbox) bindSources(u *undo, c *container, r *oci.Result) error {
+	if len(r.Binds) == 0 {
+		return nil
 	}
-	return init, s.keepPIDNamespace(init)
+	if s.cfg.Share == nil {
+		return fmt.Errorf("mount %s: %w", r.Binds[0].Source, ErrUnsupported)
+	}
+	dir := filepath.Join(c.bundle, "mounts")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	u.keep("folder of mounts", func(context.Context) error { return removeFile(dir) })
+	for i, b := range r.Binds {
+		target := filepath.Join(dir, strconv.Itoa(i))
+		if err := s.bindSource(u, b.Source, target); err != nil {
+			return fmt.Errorf("mount %s: %w", b.Source, err)
+		}
+		r.Spec.Mounts[b.Mount].Source = target
+	}
+	return nil
+}
+
+func (s *Sandbox) bindSource(u *undo, source, target string) error {
+	f, err := s.cfg.Share.OpenBeneath(source)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // a mount holds what it needs
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	u.keep("mount point", func(context.Context) error { return removeFile(target) })
+	if info.IsDir() {
+		err = os.Mkdir(target, 0o700)
+	} else {
+		err = os.WriteFile(target, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Kernel.Bind(f, target); err != nil {
+		return err
+	}
+	u.keep("mount", func(context.Context) error { return s.cfg.Kernel.Unmount(target) })
+	return nil
 }
 
 // makeBundle makes the container's folders. To undo it removes no more than them, so that nothing is deleted that

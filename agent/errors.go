@@ -19,6 +19,10 @@ var (
 	ErrInvalidArgument = errors.New("invalid argument")
 	// ErrUnsupported means that this agent does not offer what was asked.
 	ErrUnsupported = errors.New("unsupported")
+	// ErrNoWriter means that the process's standard input has ended.
+	ErrNoWriter = errors.New("Cannot get writer") //nolint:staticcheck // ST1005: the text that users of the API know
+	// ErrNoTerminal means that the process has no terminal.
+	ErrNoTerminal = errors.New("no tty")
 	// ErrTainted means that an undo failed earlier: only stopping and destroying are still possible.
 	ErrTainted = errors.New("sandbox is tainted by an incomplete undo")
 )

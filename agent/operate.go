@@ -6,6 +6,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -54,9 +56,6 @@ func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
-	if p != nil && p.Terminal {
-		return fmt.Errorf("exec with a terminal: %w", ErrUnsupported)
-	}
 	if err := c.begin(containerRunning, containerRunning); err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
@@ -71,9 +70,9 @@ func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs
 	if err := c.reserveExec(execID); err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
-	started, err := startProcess(s.cfg.Reaper, func(stdio Stdio) (int, error) {
-		return s.cfg.Runtime.Exec(ctx, c.id, execID, p, stdio)
-	})
+	started, err := s.launch(p, func(stdio Stdio) (Started, error) {
+		return s.cfg.Runtime.Exec(ctx, c.id, p, stdio)
+	}).process()
 	c.mu.Lock()
 	if err != nil {
 		delete(c.execs, execID)
@@ -88,6 +87,11 @@ func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs
 	return nil
 }
 
+// launch says how p is started by start.
+func (s *Sandbox) launch(p *specs.Process, start func(Stdio) (Started, error)) launch {
+	return launch{reaper: s.cfg.Reaper, terminal: p.Terminal, pipeSize: s.cfg.PipeSize, start: start}
+}
+
 // reserveExec takes an exec id.
 func (c *container) reserveExec(id string) error {
 	c.mu.Lock()
@@ -96,7 +100,7 @@ func (c *container) reserveExec(id string) error {
 		return fmt.Errorf("container %s has exited: %w", c.id, ErrState)
 	}
 	if _, taken := c.execs[id]; taken || id == c.id {
-		return fmt.Errorf("exec id %s of container %s: %w", id, c.id, ErrAlreadyExists)
+		return fmt.Errorf("exec_id '%s' of container %s: %w", id, c.id, ErrAlreadyExists)
 	}
 	c.execs[id] = nil
 	return nil
@@ -105,7 +109,7 @@ func (c *container) reserveExec(id string) error {
 // Signal sends a signal to a process. Without exec id it is meant for the init process, but SIGKILL then for every
 // process of the container. A SIGTERM for which the init process has no use (it neither catches, blocks nor ignores
 // it) becomes SIGKILL, because the kernel would drop it. A process that has exited is no error.
-func (s *Sandbox) Signal(ctx context.Context, containerID, execID string, signal int) error {
+func (s *Sandbox) Signal(_ context.Context, containerID, execID string, signal int) error {
 	if signal < 0 || signal > 64 {
 		return fmt.Errorf("signal: %w: there is no signal %d", ErrInvalidArgument, signal)
 	}
@@ -115,7 +119,7 @@ func (s *Sandbox) Signal(ctx context.Context, containerID, execID string, signal
 	}
 	sig := unix.Signal(signal)
 	if execID == "" && sig == unix.SIGKILL {
-		return s.killAll(ctx, c, p)
+		return s.killAll(c)
 	}
 	if p == c.init && sig == unix.SIGTERM && !p.exited() {
 		if handles, err := p.child.Handles(sig); err == nil && !handles {
@@ -128,14 +132,18 @@ func (s *Sandbox) Signal(ctx context.Context, containerID, execID string, signal
 	return nil
 }
 
-// killAll kills every process of a container. Those of a PID namespace of its own die with its init process.
-func (s *Sandbox) killAll(ctx context.Context, c *container, init *process) error {
-	if init.exited() && !c.sharesPID {
-		return nil
+// killAll kills every process of a container at once, so that none can start another meanwhile, paused ones too.
+// Without control groups, those of a PID namespace of its own die with its init process.
+func (s *Sandbox) killAll(c *container) error {
+	if s.cfg.Cgroups != nil {
+		if err := s.cfg.Cgroups.Kill(c.cgroup); err != nil {
+			return fmt.Errorf("kill container %s: %w", c.id, err)
+		}
 	}
-	err := s.cfg.Runtime.Kill(ctx, c.id, int(unix.SIGKILL), true)
-	if err != nil && !init.exited() {
-		return fmt.Errorf("kill container %s: %w", c.id, err)
+	for _, p := range c.processes() {
+		if err := p.signal(unix.SIGKILL); err != nil {
+			return fmt.Errorf("kill container %s: %w", c.id, err)
+		}
 	}
 	return nil
 }
@@ -175,29 +183,21 @@ func (c *container) waited(id string, p *process) {
 	}
 }
 
-// ReadStdout reads up to max bytes of the process's standard output, waiting for the first. No bytes and no error
-// mean its end, which comes at the latest half a second after the exit of the process and once what it left in the
-// pipe has been read.
-func (s *Sandbox) ReadStdout(ctx context.Context, containerID, execID string, max int) ([]byte, error) {
-	return s.readStream(ctx, containerID, execID, max, func(p *process) *stream { return p.stdout })
+// Containers returns how many containers there are.
+func (s *Sandbox) Containers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers)
 }
 
-// ReadStderr is ReadStdout for standard error.
-func (s *Sandbox) ReadStderr(ctx context.Context, containerID, execID string, max int) ([]byte, error) {
-	return s.readStream(ctx, containerID, execID, max, func(p *process) *stream { return p.stderr })
-}
-
-func (s *Sandbox) readStream(ctx context.Context, containerID, execID string, limit int, which func(*process) *stream) ([]byte, error) {
-	if limit <= 0 {
-		return nil, fmt.Errorf("read stream: %w: a length of %d", ErrInvalidArgument, limit)
+// Processes returns how many processes of containers have been started and not been forgotten.
+func (s *Sandbox) Processes() int {
+	s.mu.Lock()
+	containers := slices.Collect(maps.Values(s.containers))
+	s.mu.Unlock()
+	n := 0
+	for _, c := range containers {
+		n += len(c.processes())
 	}
-	c, p, err := s.process(containerID, execID)
-	if err != nil {
-		return nil, fmt.Errorf("read stream: %w", err)
-	}
-	data, err := which(p).read(ctx, limit)
-	if err != nil {
-		return nil, fmt.Errorf("read stream of container %s: %w", c.id, err)
-	}
-	return data, nil
+	return n
 }

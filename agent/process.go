@@ -22,7 +22,10 @@ const drainTime = 500 * time.Millisecond
 // process is a container's init process, or a further one. It is complete before others can find it.
 type process struct {
 	child          *proc.Process
+	stdin          *input
 	stdout, stderr *stream
+	// console is the master of the process's terminal, which stdout owns; nil without a terminal.
+	console *os.File
 	// waited is guarded by the container's lock.
 	waited bool
 	// gone is closed when the container has been removed.
@@ -30,43 +33,97 @@ type process struct {
 	goneOnce sync.Once
 }
 
-// startFunc has the runtime start a process and returns its pid.
-type startFunc func(stdio Stdio) (pid int, err error)
+// launch says how a process is started.
+type launch struct {
+	reaper *proc.Reaper
+	// terminal gives the process a terminal in place of pipes of pipeSize bytes (0: the kernel's default).
+	terminal bool
+	pipeSize int
+	// start has the runtime start the process.
+	start func(stdio Stdio) (Started, error)
+}
 
-// startProcess makes the streams of a process, starts it and adopts it.
-func startProcess(reaper *proc.Reaper, start startFunc) (*process, error) {
+// process makes the streams of a process, starts it and adopts it.
+func (l launch) process() (*process, error) {
 	p := &process{gone: make(chan struct{})}
-	var files [3]*os.File
-	defer func() {
-		for _, f := range files {
-			if f != nil {
-				_ = f.Close() // the runtime has passed on what it got
-			}
+	var stdio Stdio
+	var files []*os.File // the container's ends of pipes
+	if l.terminal {
+		stdio.Terminal = true
+	} else {
+		var err error
+		if files, err = p.makePipes(l.pipeSize); err != nil {
+			return nil, err
 		}
-	}()
-	var err error
-	if files[0], err = os.Open(os.DevNull); err != nil {
-		return nil, fmt.Errorf("open standard input: %w", err)
+		stdio = Stdio{Stdin: files[0], Stdout: files[1], Stderr: files[2]}
 	}
-	if p.stdout, files[1], err = newStream(); err != nil {
-		return nil, err
-	}
-	if p.stderr, files[2], err = newStream(); err != nil {
-		p.stdout.close()
-		return nil, err
-	}
-	release := reaper.Hold()
+	defer closeAll(files) // the runtime has passed on what it got
+	release := l.reaper.Hold()
 	defer release()
-	pid, err := start(Stdio{Stdin: files[0], Stdout: files[1], Stderr: files[2]})
+	started, err := l.start(stdio)
 	if err == nil {
-		p.child, err = reaper.Adopt(pid)
+		p.child, err = l.reaper.Adopt(started.PID)
+	}
+	if err == nil && l.terminal && started.Console == nil {
+		err = errors.New("the runtime has not handed over the terminal")
 	}
 	if err != nil {
+		if started.Console != nil {
+			err = errors.Join(err, started.Console.Close())
+		}
 		p.closeStreams()
 		return nil, err
 	}
+	if l.terminal {
+		p.console = started.Console
+		p.stdin = newTerminalInput(p.console)
+		p.stdout = newTerminalStream(p.console, p.child.Done())
+		p.stderr = endedStream() // the terminal's output is one stream
+	}
 	go p.watch()
 	return p, nil
+}
+
+// makePipes makes the streams of a process without terminal, and returns the ends for it: input, output, errors.
+func (p *process) makePipes(size int) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			p.closeStreams()
+			files = nil
+		}
+	}()
+	var file *os.File
+	if p.stdin, file, err = newInput(size); err != nil {
+		return nil, err
+	}
+	files = append(files, file)
+	if p.stdout, file, err = newStream(size); err != nil {
+		return files, err
+	}
+	files = append(files, file)
+	if p.stderr, file, err = newStream(size); err != nil {
+		return files, err
+	}
+	return append(files, file), nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // nothing was written through it
+	}
+}
+
+// resize sets the size of the process's terminal, in characters.
+func (p *process) resize(rows, columns uint16) error {
+	if p.console == nil {
+		return ErrNoTerminal
+	}
+	var err error
+	control(p.console, func(fd int) {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
+	})
+	return err
 }
 
 // watch cuts the streams off some time after the exit.
@@ -80,6 +137,7 @@ func (p *process) watch() {
 	defer drain.Stop()
 	select {
 	case <-drain.C:
+		p.stdin.close()
 		p.stdout.cutOff()
 		p.stderr.cutOff()
 	case <-p.gone:
@@ -140,6 +198,12 @@ func (p *process) close() {
 }
 
 func (p *process) closeStreams() {
-	p.stdout.close()
-	p.stderr.close()
+	if p.stdin != nil {
+		p.stdin.close()
+	}
+	for _, s := range []*stream{p.stdout, p.stderr} {
+		if s != nil {
+			s.close()
+		}
+	}
 }

@@ -73,7 +73,7 @@ func (s *Sandbox) tearDown(ctx context.Context, c *container) error {
 	if gone {
 		return nil
 	}
-	if err := s.cfg.Runtime.Delete(ctx, c.id); err != nil {
+	if err := s.killAll(c); err != nil {
 		return err
 	}
 	busy := make(chan struct{})
@@ -84,10 +84,24 @@ func (s *Sandbox) tearDown(ctx context.Context, c *container) error {
 	if err := await(ctx, busy); err != nil {
 		return fmt.Errorf("wait for a start or exec: %w", err)
 	}
+	if err := s.killAll(c); err != nil { // what a start or exec has started meanwhile
+		return err
+	}
 	for _, p := range c.processes() {
 		if err := p.remove(ctx); err != nil {
 			return err
 		}
+	}
+	if err := s.cfg.Runtime.Delete(ctx, c.id); err != nil {
+		return err
+	}
+	if s.cfg.Cgroups != nil {
+		if err := s.cfg.Cgroups.Remove(ctx, c.cgroup); err != nil {
+			return err
+		}
+	}
+	if err := c.undo.repeat(ctx); err != nil {
+		return err
 	}
 	if err := s.cfg.Images.Unmount(ctx, c.id); err != nil {
 		return fmt.Errorf("unmount root file system: %w", err)

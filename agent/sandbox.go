@@ -8,12 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cloister-cc/cloister/agent/netdev"
 	"github.com/cloister-cc/cloister/agent/oci"
@@ -29,6 +34,24 @@ type Config struct {
 	Network Network
 	// Reaper waits for the container processes, whose parent the agent becomes once the runtime has exited.
 	Reaper *proc.Reaper
+	// Cgroups and OOM are nil on a machine that has no control groups: containers then cannot be paused, and have no
+	// statistics.
+	Cgroups Cgroups
+	OOM     OOM
+	// Share holds the files that the host copies into the guest; nil takes none.
+	Share Share
+	// Volumes mounts the storages that are no image; nil mounts none.
+	Volumes Volumes
+	// Devices adds the devices that the annotations of a container name; nil adds none.
+	Devices func(ctx context.Context, spec *specs.Spec, annotations map[string]string) error
+	// Hooks finds the guest's hooks in the folder that the host names; nil finds none.
+	Hooks func(dir string) (*specs.Hooks, error)
+	// Privileged allows containers what reaches out of them into the guest.
+	Privileged bool
+	// Controllers are the cgroup controllers that the machine has; nil means all.
+	Controllers []string
+	// PipeSize is that of the pipes of containers' standard streams, in bytes; 0 means the kernel's default.
+	PipeSize int
 	// OpenSecret returns what the sealed secret in a variable's value stands for; without it, sealed values are refused.
 	OpenSecret func(ctx context.Context, text string) (string, error)
 	// Log may be nil.
@@ -81,7 +104,14 @@ type Sandbox struct {
 	teardown   undo
 	ipc, uts   *os.File // namespaces of the sandbox
 	pid        *os.File // PID namespace of its first container, nil before
+	hostname   string
+	hooks      *specs.Hooks
+	volumes    []string        // mount points of the sandbox's storages
+	sharePID   bool            // its containers share the PID namespace of the first
+	cgroups    map[string]bool // groups in which those of containers lie
 	destroyErr error
+
+	oom oomEvents
 }
 
 // NewSandbox returns a sandbox that Create brings to life.
@@ -103,6 +133,7 @@ func NewSandbox(c Config) (*Sandbox, error) {
 		done:       make(chan struct{}),
 		settled:    make(chan struct{}),
 		containers: make(map[string]*container),
+		cgroups:    make(map[string]bool),
 	}, nil
 }
 
@@ -115,7 +146,7 @@ func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error {
 	if err := oci.CheckHostname(c.Hostname); err != nil {
 		return fmt.Errorf("create sandbox: %w: %w", ErrInvalidArgument, err)
 	}
-	shm, err := shmOptions(c.Storages, filepath.Join(s.sandboxDir(), "shm"))
+	shm, volumes, err := shmOptions(c.Storages, filepath.Join(s.sandboxDir(), "shm"))
 	if err != nil {
 		return fmt.Errorf("create sandbox: %w", err)
 	}
@@ -136,8 +167,9 @@ func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error {
 	s.state = sandboxCreating
 	s.mu.Unlock()
 
+	hooks := s.findHooks(c.GuestHookPath)
 	var u undo
-	ipc, uts, err := s.setUp(&u, c.Hostname, shm, dns)
+	ipc, uts, err := s.setUp(ctx, &u, c, shm, dns, volumes)
 	var undoErr error
 	if err != nil {
 		undoErr = u.run(ctx)
@@ -152,6 +184,10 @@ func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error {
 		return errors.Join(fmt.Errorf("create sandbox: %w", err), undoErr)
 	}
 	s.state, s.teardown, s.ipc, s.uts = sandboxRunning, u, ipc, uts
+	s.sharePID, s.hooks, s.hostname = c.SharePIDNS, hooks, c.Hostname
+	for _, v := range volumes {
+		s.volumes = append(s.volumes, v.MountPoint)
+	}
 	close(s.settled)
 	s.cfg.Log.Info("sandbox created", "sandbox", c.ID)
 	return nil
@@ -160,7 +196,7 @@ func (s *Sandbox) Create(ctx context.Context, c SandboxConfig) error {
 func (s *Sandbox) sandboxDir() string { return filepath.Join(s.cfg.RunDir, oci.SandboxDir) }
 
 // setUp does the work of Create.
-func (s *Sandbox) setUp(u *undo, hostname, shm string, dns []byte) (ipc, uts *os.File, err error) {
+func (s *Sandbox) setUp(ctx context.Context, u *undo, c SandboxConfig, shm string, dns []byte, volumes []Storage) (ipc, uts *os.File, err error) {
 	shmDir := filepath.Join(s.sandboxDir(), "shm")
 	for _, dir := range []string{filepath.Join(s.cfg.RunDir, oci.SharedDir), shmDir} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
@@ -174,12 +210,29 @@ func (s *Sandbox) setUp(u *undo, hostname, shm string, dns []byte) (ipc, uts *os
 	if err := s.setUpDNS(u, dns); err != nil {
 		return nil, nil, fmt.Errorf("name resolution: %w", err)
 	}
-	ipc, uts, err = s.cfg.Kernel.Namespaces(hostname)
+	if err := s.addVolumes(ctx, u, sandboxOwner, volumes); err != nil {
+		return nil, nil, err
+	}
+	ipc, uts, err = s.cfg.Kernel.Namespaces(c.Hostname)
 	if err != nil {
 		return nil, nil, fmt.Errorf("namespaces: %w", err)
 	}
 	u.add("namespaces", func(context.Context) error { return errors.Join(ipc.Close(), uts.Close()) })
 	return ipc, uts, nil
+}
+
+// findHooks returns the hooks that the guest has at a path. That there are none is logged and no error: the host names
+// a folder whether the guest has it or not.
+func (s *Sandbox) findHooks(dir string) *specs.Hooks {
+	if dir == "" || s.cfg.Hooks == nil {
+		return nil
+	}
+	hooks, err := s.cfg.Hooks(dir)
+	if err != nil {
+		s.cfg.Log.Warn("guest hooks are not used", "folder", dir, "error", err)
+		return nil
+	}
+	return hooks
 }
 
 // setUpDNS writes the sandbox's resolv.conf and puts it over the one of the root file system, if that has one.
@@ -266,6 +319,7 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 		containers = append(containers, c)
 	}
 	s.mu.Unlock()
+	s.oom.close()
 
 	errs := make([]error, len(containers))
 	var wg sync.WaitGroup
@@ -279,6 +333,10 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.mu.Lock()
 	u, pid := s.teardown, s.pid
 	s.mu.Unlock()
+	if s.cfg.Volumes != nil {
+		errs = append(errs, s.cfg.Volumes.Close(context.WithoutCancel(ctx)))
+	}
+	s.removeParents()
 	if pid != nil {
 		errs = append(errs, pid.Close())
 	}
@@ -286,6 +344,24 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 	close(s.done)
 	s.cfg.Log.Info("sandbox destroyed", "error", s.destroyErr)
 	return s.destroyErr
+}
+
+// removeParents removes the groups in which containers' lay, as far as they are empty: others may use them.
+func (s *Sandbox) removeParents() {
+	if s.cfg.Cgroups == nil {
+		return
+	}
+	s.mu.Lock()
+	parents := slices.Sorted(maps.Keys(s.cgroups))
+	s.mu.Unlock()
+	for _, p := range slices.Backward(parents) {
+		for ; p != "/" && p != "."; p = path.Dir(p) {
+			if err := s.cfg.Cgroups.RemoveEmpty(p); err != nil {
+				s.cfg.Log.Debug("a group is left", "cgroup", p, "error", err)
+				break
+			}
+		}
+	}
 }
 
 // UpdateInterface brings the link with the wanted hardware address into the wanted state. The text of the error for

@@ -32,6 +32,7 @@ type bed struct {
 	runtime agenttest.Runtime
 	kernel  agenttest.Kernel
 	network agenttest.Network
+	cgroups agenttest.Cgroups
 	dir     string
 }
 
@@ -46,6 +47,7 @@ func newBed(t *testing.T, change ...func(*agent.Config)) *bed {
 	b := &bed{dir: t.TempDir()}
 	c := agent.Config{
 		Images: &b.images, Runtime: &b.runtime, Kernel: &b.kernel, Network: &b.network, Reaper: reaper, Log: log,
+		Cgroups: &b.cgroups, OOM: b.cgroups.OOM(),
 		RunDir: filepath.Join(b.dir, "run"), ResolvConf: filepath.Join(b.dir, "resolv.conf"),
 	}
 	for _, f := range change {
@@ -56,7 +58,7 @@ func newBed(t *testing.T, change ...func(*agent.Config)) *bed {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		b.runtime.Hook, b.images.Hook, b.kernel.Hook = nil, nil, nil
+		b.runtime.Hook, b.images.Hook, b.kernel.Hook, b.cgroups.Hook = nil, nil, nil, nil
 		_ = b.Destroy(context.Background())
 	})
 	return b

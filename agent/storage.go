@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -22,27 +23,29 @@ type pull struct {
 // Metadata by which containerd and CRI-O mark a pod's pause container.
 var pauseMarks = [...]string{"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"}
 
-// parsePull finds the root file system among a container's storages.
-func parsePull(storages []Storage) (pull, error) {
-	var found []pull
+// parsePull finds the root file system among a container's storages and returns the others.
+func parsePull(storages []Storage) (root pull, volumes []Storage, err error) {
+	found := 0
 	for _, s := range storages {
 		if s.Driver != DriverImageGuestPull {
-			return pull{}, fmt.Errorf("storage driver %q: %w", s.Driver, ErrUnsupported)
+			volumes = append(volumes, s)
+			continue
 		}
 		pause, err := marksPause(s.DriverOptions)
 		if err != nil {
-			return pull{}, err
+			return pull{}, nil, err
 		}
 		if !pause && s.Source == "" {
-			return pull{}, fmt.Errorf("%w: storage %s names no image", ErrInvalidArgument, s.Driver)
+			return pull{}, nil, fmt.Errorf("%w: storage %s names no image", ErrInvalidArgument, s.Driver)
 		}
-		found = append(found, pull{pause: pause, reference: s.Source})
+		root = pull{pause: pause, reference: s.Source}
+		found++
 	}
-	if len(found) != 1 {
-		return pull{}, fmt.Errorf("%w: %d storages of driver %s, where a container has exactly one as its root file system",
-			ErrInvalidArgument, len(found), DriverImageGuestPull)
+	if found != 1 {
+		return pull{}, nil, fmt.Errorf("%w: %d storages of driver %s, where a container has exactly one as its root file system",
+			ErrInvalidArgument, found, DriverImageGuestPull)
 	}
-	return found[0], nil
+	return root, volumes, nil
 }
 
 // marksPause reads the driver options of an image_guest_pull storage: "image_guest_pull={JSON}", where the JSON is
@@ -70,28 +73,70 @@ func marksPause(options []string) (bool, error) {
 	return pause, nil
 }
 
-// driverEphemeral is the storage driver of a file system in memory.
-const driverEphemeral = "ephemeral"
+// DriverEphemeral is the storage driver of a file system in memory.
+const DriverEphemeral = "ephemeral"
 
 var shmSize = regexp.MustCompile(`^[1-9][0-9]{0,15}[kmgKMG]?$`)
 
 // shmOptions returns the data of the tmpfs on shmDir, the shared memory of the sandbox's containers, which the shim
-// describes by an ephemeral storage. It is the only storage that a sandbox has.
-func shmOptions(storages []Storage, shmDir string) (string, error) {
+// describes by an ephemeral storage, and the other storages.
+func shmOptions(storages []Storage, shmDir string) (data string, volumes []Storage, err error) {
 	size := "64m" // what container engines have as their default
 	for _, s := range storages {
-		if s.Driver != driverEphemeral || s.FSType != "tmpfs" || s.MountPoint != shmDir {
-			return "", fmt.Errorf("storage driver %q (%s on %q) for a sandbox: %w", s.Driver, s.FSType, s.MountPoint, ErrUnsupported)
+		if s.Driver != DriverEphemeral || s.FSType != "tmpfs" || s.MountPoint != shmDir {
+			volumes = append(volumes, s)
+			continue
 		}
 		for _, option := range s.Options {
 			value, ok := strings.CutPrefix(option, "size=")
 			if ok && !shmSize.MatchString(value) {
-				return "", fmt.Errorf("%w: size %q of shared memory", ErrInvalidArgument, value)
+				return "", nil, fmt.Errorf("%w: size %q of shared memory", ErrInvalidArgument, value)
 			}
 			if ok {
 				size = value
 			}
 		}
 	}
-	return "mode=1777,size=" + size, nil
+	return "mode=1777,size=" + size, volumes, nil
+}
+
+// sandboxOwner owns the storages of the sandbox. It is no container's id.
+const sandboxOwner = "/"
+
+// addVolumes mounts storages for an owner.
+func (s *Sandbox) addVolumes(ctx context.Context, u *undo, owner string, volumes []Storage) error {
+	if len(volumes) == 0 {
+		return nil
+	}
+	if s.cfg.Volumes == nil {
+		return fmt.Errorf("storage driver %q: %w", volumes[0].Driver, ErrUnsupported)
+	}
+	u.keep("storages", func(ctx context.Context) error { return s.cfg.Volumes.Release(ctx, owner) })
+	for _, v := range volumes {
+		if err := s.cfg.Volumes.Add(ctx, owner, v); err != nil {
+			return fmt.Errorf("storage %s on %q: %w", v.Driver, v.MountPoint, err)
+		}
+	}
+	return nil
+}
+
+// UpdateEphemeralMounts mounts storages of memory anew with other options, their size above all.
+func (s *Sandbox) UpdateEphemeralMounts(ctx context.Context, storages []Storage) error {
+	if err := s.working(); err != nil {
+		return fmt.Errorf("update ephemeral mounts: %w", err)
+	}
+	for _, v := range storages {
+		if v.Driver != DriverEphemeral {
+			return fmt.Errorf("update ephemeral mounts: %w: storage driver %q is not %s", ErrInvalidArgument, v.Driver, DriverEphemeral)
+		}
+	}
+	if s.cfg.Volumes == nil && len(storages) > 0 {
+		return fmt.Errorf("update ephemeral mounts: %w", ErrUnsupported)
+	}
+	for _, v := range storages {
+		if err := s.cfg.Volumes.Update(ctx, v); err != nil {
+			return fmt.Errorf("update ephemeral mounts: %w", err)
+		}
+	}
+	return nil
 }

@@ -12,7 +12,7 @@ import (
 
 func testStream(t *testing.T) (*stream, *os.File) {
 	t.Helper()
-	s, w, err := newStream()
+	s, w, err := newStream(0)
 	if err != nil {
 		t.Fatal(err)
 	}

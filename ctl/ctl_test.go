@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/cloister-cc/cloister/agent/agenttest"
 	"github.com/cloister-cc/cloister/client"
 	"github.com/cloister-cc/cloister/rpc"
 	"github.com/cloister-cc/cloister/rpc/pb"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newSession(t *testing.T, sandbox rpc.Sandbox) *Session {
 	t.Helper()
-	server, err := rpc.NewServer(sandbox, rpc.AllowAll, nil, "1")
+	server, err := rpc.NewServer(rpc.Config{Sandbox: sandbox, Machine: agenttest.Machine{}, Gate: rpc.AllowAll, Version: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

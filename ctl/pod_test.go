@@ -16,10 +16,12 @@ import (
 
 	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/agent/netdev"
+	"github.com/cloister-cc/cloister/rpc"
 )
 
 // pod is a sandbox whose processes print their arguments and exit with the status that they are told, or on a signal.
 type pod struct {
+	rpc.Sandbox // the calls that the shim's steps do without
 	fail string // the call that fails
 
 	mu    sync.Mutex
@@ -152,3 +154,5 @@ func (p *pod) UpdateInterface(_ context.Context, i netdev.Interface) error {
 func (p *pod) UpdateRoutes(_ context.Context, r []netdev.Route) ([]netdev.Route, error) {
 	return r, p.call("route %v %s", r[0].Gateway, r[0].Device)
 }
+
+func (p *pod) DropStaleMounts(context.Context) {}

@@ -84,7 +84,11 @@ func load(o *Options) (_ *contents, err error) {
 
 // bootConfig returns the agent's configuration.
 func (c *contents) bootConfig(o *Options, root layout.Root) *layout.BootConfig {
-	cfg := &layout.BootConfig{Version: layout.BootConfigVersion, CommandLine: CommandLine(o.Arch), Root: root, Policy: policyOf(o), LogLevel: o.LogLevel}
+	cfg := &layout.BootConfig{
+		Version: layout.BootConfigVersion, CommandLine: CommandLine(o.Arch), Root: root, Policy: policyOf(o), LogLevel: o.LogLevel,
+		LogPort: o.LogPort, DebugConsole: o.DebugConsole, Privileged: o.Privileged, GuestHookPath: o.GuestHookPath,
+		ContainerPipeSize: o.ContainerPipeSize, Tracing: o.Tracing,
+	}
 	for _, m := range c.modules.Modules {
 		cfg.Modules = append(cfg.Modules, layout.Module{File: m.File, Params: m.Params, Optional: m.Optional})
 	}

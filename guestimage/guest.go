@@ -182,6 +182,12 @@ func warnings(o *Options) []string {
 	if policyOf(o) == layout.PolicyAllowAll {
 		w = append(w, "policy allow-all: every request of the host passes")
 	}
+	if o.Privileged {
+		w = append(w, "privileged containers are allowed: one that the host starts is root in the guest")
+	}
+	if o.DebugConsole {
+		w = append(w, "the debug console is on: the host is root in the guest")
+	}
 	if o.RegistryCA == "" {
 		w = append(w, "no registry CA: the guest trusts no registry and can pull no image")
 	}

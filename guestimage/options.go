@@ -41,6 +41,12 @@ type Options struct {
 	Policy string
 	// LogLevel is the agent's: debug, info, warn or error; "" means info.
 	LogLevel string
+	// LogPort, DebugConsole, Privileged, GuestHookPath, ContainerPipeSize and Tracing are as in layout.BootConfig.
+	LogPort                  uint32
+	DebugConsole, Privileged bool
+	GuestHookPath            string
+	ContainerPipeSize        int
+	Tracing                  bool
 	// ExtraModules are kernel modules to load beside those of initramfs.GuestModules.
 	ExtraModules []string
 	// Compression of the initramfs; "" means initramfs.CompressNone.

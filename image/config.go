@@ -29,6 +29,8 @@ type Config struct {
 	Root string
 	// CA holds the certificates that registries are checked against, instead of any system pool. nil trusts none.
 	CA *x509.CertPool
+	// PlainLoopback lets a registry on this machine's loopback addresses be spoken to without TLS, if it has none.
+	PlainLoopback bool
 	// Auth holds the bytes of an auth.json, see registry.ParseAuth; empty means no credentials. The caller may wipe it
 	// once New has returned.
 	Auth []byte

@@ -31,6 +31,7 @@ func statusTable() []errorCode {
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{agent.ErrProcessNotFound, codes.NotFound},
+		{agent.ErrNoTerminal, codes.Unavailable},
 		{agent.ErrAlreadyExists, codes.AlreadyExists},
 		{agent.ErrInvalidArgument, codes.InvalidArgument},
 		{agent.ErrUnsupported, codes.InvalidArgument},
@@ -62,7 +63,7 @@ func toStatus(request proto.Message, err error) error {
 		text += ": " + textESRCH
 	}
 	for _, e := range statusTable() {
-		if errors.Is(err, e.err) {
+		if errors.Is(err, e.err) && !internal(request, e.err) {
 			return status.Error(e.code, clean(text))
 		}
 	}
@@ -84,6 +85,18 @@ func unknownContainer(request proto.Message) codes.Code {
 		}
 	}
 	return codes.InvalidArgument
+}
+
+// internal tells whether an error of the domain is INTERNAL in the answer to a request, as Kata's own agent has it, though
+// there is a code that says more.
+func internal(request proto.Message, err error) bool {
+	switch request.(type) {
+	case *pb.ExecProcessRequest:
+		return errors.Is(err, agent.ErrAlreadyExists)
+	case *pb.PauseContainerRequest, *pb.ResumeContainerRequest, *pb.GetOOMEventRequest:
+		return errors.Is(err, agent.ErrState)
+	}
+	return false
 }
 
 // clean makes text fit for a status message: valid UTF-8 of bounded length.

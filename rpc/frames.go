@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/containerd/ttrpc"
-	"github.com/mdlayher/vsock"
 )
 
 // The header of a ttrpc message (containerd/ttrpc PROTOCOL.md): length and stream id, four bytes each, big-endian; type; flags.
@@ -25,9 +24,6 @@ const (
 )
 
 // shimListener is what a Server makes of every listener.
-//
-// Of vsock peers it lets in none but the host (context id 2). A container can open vsock sockets of its own, and could
-// otherwise reach the agent through the loopback of its guest.
 //
 // Its connections carry requests and nothing else. None of our methods streams, and ttrpc 1.2.10 dereferences a nil
 // stream, in a goroutine of its own, when a data frame names the stream of a running unary request: that ends PID 1.
@@ -43,11 +39,6 @@ func (l *shimListener) Accept() (net.Conn, error) {
 		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
-		}
-		if peer, ok := conn.RemoteAddr().(*vsock.Addr); ok && peer.ContextID != vsock.Host {
-			l.log.Warn("connection refused: not from the host", "peer", peer.String())
-			_ = conn.Close()
-			continue
 		}
 		if !l.open.connect() {
 			l.log.Warn("connection refused: too many", "limit", maxConnections)

@@ -125,9 +125,11 @@ func TestDeniedMethods(t *testing.T) {
 func TestAllowedMethods(t *testing.T) {
 	t.Parallel()
 	served := []string{
-		"CreateContainer", "StartContainer", "RemoveContainer", "ExecProcess", "SignalProcess", "WaitProcess",
-		"RemoveStaleVirtiofsShareMounts", "ReadStdout", "ReadStderr", "UpdateInterface", "UpdateRoutes", "CreateSandbox",
-		"DestroySandbox", "GetGuestDetails", "Check", "Version",
+		"CreateContainer", "StartContainer", "RemoveContainer", "ExecProcess", "SignalProcess", "WaitProcess", "UpdateContainer",
+		"UpdateEphemeralMounts", "StatsContainer", "PauseContainer", "ResumeContainer", "RemoveStaleVirtiofsShareMounts",
+		"GetDiagnosticData", "WriteStdin", "ReadStdout", "ReadStderr", "CloseStdin", "TtyWinResize", "UpdateInterface", "UpdateRoutes",
+		"GetMetrics", "CreateSandbox", "DestroySandbox", "ReseedRandomDev", "GetGuestDetails", "SetGuestDateTime", "CopyFile",
+		"GetOOMEvent", "Check", "Version",
 	}
 	r := newRig(t, &fakeSandbox{}, AllowAll)
 	var got []string

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/agent/cgroup"
 	"github.com/cloister-cc/cloister/agent/netdev"
 	"github.com/cloister-cc/cloister/client"
 )
@@ -54,7 +55,7 @@ func (f *fakeSandbox) calls() []string {
 }
 
 func (f *fakeSandbox) Create(ctx context.Context, c agent.SandboxConfig) error {
-	return f.call(ctx, "create sandbox %s %s %q %d", c.ID, c.Hostname, c.DNS, len(c.Storages))
+	return f.call(ctx, "create sandbox %s %s %q %d %t %q", c.ID, c.Hostname, c.DNS, len(c.Storages), c.SharePIDNS, c.GuestHookPath)
 }
 func (f *fakeSandbox) Destroy(ctx context.Context) error { return f.call(ctx, "destroy") }
 func (f *fakeSandbox) CreateContainer(ctx context.Context, c agent.ContainerConfig) error {
@@ -97,6 +98,78 @@ func (f *fakeSandbox) UpdateRoutes(ctx context.Context, want []netdev.Route) ([]
 	return want, f.call(ctx, "routes %d", len(want))
 }
 
+func (f *fakeSandbox) PauseContainer(ctx context.Context, id string) error {
+	return f.call(ctx, "pause %s", id)
+}
+
+func (f *fakeSandbox) ResumeContainer(ctx context.Context, id string) error {
+	return f.call(ctx, "resume %s", id)
+}
+
+func (f *fakeSandbox) UpdateContainer(ctx context.Context, id string, r *specs.LinuxResources) error {
+	if r == nil {
+		return f.call(ctx, "update %s nothing", id)
+	}
+	return f.call(ctx, "update %s memory %d, %d devices", id, *r.Memory.Limit, len(r.Devices))
+}
+
+func (f *fakeSandbox) StatsContainer(ctx context.Context, id string) (*cgroup.Stats, error) {
+	return &cgroup.Stats{
+		CPU:     &cgroup.CPU{Usage: 3, User: 2, System: 1, Periods: 6, ThrottledPeriods: 5, ThrottledTime: 4},
+		Memory:  &cgroup.Memory{Usage: cgroup.MemoryData{Usage: 1, Max: 2, Limit: 3, Failcnt: 4}, Cache: 5, Stats: map[string]uint64{"anon": 6}},
+		Pids:    &cgroup.Pids{Current: 1, Limit: 2},
+		IO:      []cgroup.IOEntry{{Major: 8, Minor: 1, Op: "read", Value: 9}},
+		Hugetlb: map[string]cgroup.Hugetlb{"2MB": {Usage: 7, Failcnt: 8}},
+	}, f.call(ctx, "stats %s", id)
+}
+
+func (f *fakeSandbox) WriteStdin(ctx context.Context, containerID, execID string, data []byte) error {
+	return f.call(ctx, "stdin %s %q %q", containerID, execID, data)
+}
+
+func (f *fakeSandbox) CloseStdin(ctx context.Context, containerID, execID string) error {
+	return f.call(ctx, "close stdin %s %q", containerID, execID)
+}
+
+func (f *fakeSandbox) ResizeTerminal(containerID, execID string, rows, columns int) error {
+	return f.call(context.Background(), "resize %s %q %d %d", containerID, execID, rows, columns)
+}
+
+func (f *fakeSandbox) NextOOM(ctx context.Context) (string, error) { return "c9", f.call(ctx, "oom") }
+
+func (f *fakeSandbox) CopyFile(ctx context.Context, c agent.File) error {
+	return f.call(ctx, "copy %+v", c)
+}
+
+func (f *fakeSandbox) DropStaleMounts(ctx context.Context) { _ = f.call(ctx, "stale") }
+
+func (f *fakeSandbox) UpdateEphemeralMounts(ctx context.Context, s []agent.Storage) error {
+	return f.call(ctx, "ephemeral %d", len(s))
+}
+
+func (f *fakeSandbox) TerminationLog(ctx context.Context, id string) (string, error) {
+	return "why", f.call(ctx, "termination log %s", id)
+}
+
+// fakeMachine notes its calls with those of a sandbox.
+type fakeMachine struct{ f *fakeSandbox }
+
+func (m fakeMachine) SetTime(sec, usec int64) error {
+	return m.f.call(context.Background(), "time %d %d", sec, usec)
+}
+
+func (m fakeMachine) Reseed(data []byte) error {
+	return m.f.call(context.Background(), "reseed %q", data)
+}
+
+func (fakeMachine) Details() agent.GuestDetails {
+	return agent.GuestDetails{MemoryBlock: 1 << 27, MemoryProbe: true, Seccomp: true, StorageDrivers: []string{"image_guest_pull"}}
+}
+
+func (m fakeMachine) Metrics() (string, error) {
+	return "metric 1\n", m.f.call(context.Background(), "metrics")
+}
+
 // rig is a real server on a unix socket.
 type rig struct {
 	server *Server
@@ -123,11 +196,13 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-func newRig(t *testing.T, sandbox Sandbox, gate Gate) *rig {
+func newRig(t *testing.T, sandbox *fakeSandbox, gate Gate) *rig {
 	t.Helper()
 	r := &rig{path: filepath.Join(t.TempDir(), "agent.sock"), log: &logBuffer{}}
 	var err error
-	r.server, err = NewServer(sandbox, gate, slog.New(slog.NewTextHandler(r.log, nil)), "1.2.3")
+	r.server, err = NewServer(Config{
+		Sandbox: sandbox, Machine: fakeMachine{sandbox}, Gate: gate, Log: slog.New(slog.NewTextHandler(r.log, nil)), Version: "1.2.3",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,11 +4,14 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
+	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/mdlayher/vsock"
 )
@@ -16,10 +19,10 @@ import (
 // Listen opens the listener of an address:
 //
 //	vsock://-1:1024      port 1024 of any context id of this machine
-//	unix:///run/a.sock   a unix socket that does not exist yet
+//	unix:///run/a.sock   a unix socket; one that a former agent has left is replaced
 //	unix://@name         an abstract unix socket
 //
-// The unix forms are for tests and development. Who may connect is up to the Server.
+// The unix forms are for an agent that is a plain process. Who may connect is up to the Server.
 func Listen(address string) (net.Listener, error) {
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok {
@@ -40,7 +43,7 @@ func Listen(address string) (net.Listener, error) {
 		if rest == "" {
 			return nil, fmt.Errorf("listen on %q: the path is missing", address)
 		}
-		l, err := net.Listen("unix", rest) //nolint:noctx // binding a unix socket does not block
+		l, err := listenUnix(rest)
 		if err != nil {
 			return nil, fmt.Errorf("listen on %q: %w", address, err)
 		}
@@ -48,6 +51,25 @@ func Listen(address string) (net.Listener, error) {
 	default:
 		return nil, fmt.Errorf("listen on %q: unknown scheme %q, use vsock:// or unix://", address, scheme)
 	}
+}
+
+// listenUnix binds a unix socket. A path that nobody listens on any more is bound anew.
+func listenUnix(path string) (net.Listener, error) {
+	l, err := net.Listen("unix", path) //nolint:noctx // binding a unix socket does not block
+	if !errors.Is(err, syscall.EADDRINUSE) || strings.HasPrefix(path, "@") {
+		return l, err
+	}
+	conn, dialErr := net.Dial("unix", path) //nolint:noctx // nor does connecting to one
+	if dialErr == nil {
+		_ = conn.Close()
+	}
+	if !errors.Is(dialErr, syscall.ECONNREFUSED) {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil {
+		return nil, err
+	}
+	return net.Listen("unix", path) //nolint:noctx // as above
 }
 
 // parseVsock reads "CID:PORT"; CID -1 is VMADDR_CID_ANY.

@@ -36,7 +36,7 @@ func TestNative(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := rpc.NewServer(sandbox, rpc.AllowAll, log, "1")
+	server, err := rpc.NewServer(rpc.Config{Sandbox: sandbox, Machine: agenttest.Machine{}, Gate: rpc.AllowAll, Log: log, Version: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/rpc/pb"
+	"github.com/cloister-cc/cloister/rpc/pb/types"
 )
 
 // maxID bounds the ids of containers, processes and sandboxes, in bytes.
@@ -62,15 +63,13 @@ func processID(r interface {
 	return execID, nil
 }
 
-// sandboxConfig translates a CreateSandboxRequest. sandbox_pidns is not looked at: each container says it again.
+// sandboxConfig translates a CreateSandboxRequest.
 func sandboxConfig(r *pb.CreateSandboxRequest) (agent.SandboxConfig, error) {
 	switch {
 	case !validID(r.GetSandboxId()):
 		return agent.SandboxConfig{}, invalid("sandbox id %q is not well formed", shorten(r.GetSandboxId()))
 	case len(r.GetHostname()) > maxID:
 		return agent.SandboxConfig{}, invalid("host name is longer than %d bytes", maxID)
-	case r.GetGuestHookPath() != "":
-		return agent.SandboxConfig{}, unsupported("guest hooks are not supported; set guest_hook_path = \"\" in the shim's configuration")
 	case len(r.GetKernelModules()) > 0:
 		return agent.SandboxConfig{}, unsupported("kernel modules of the host's choice are not loaded; name them when the guest is built")
 	}
@@ -78,7 +77,10 @@ func sandboxConfig(r *pb.CreateSandboxRequest) (agent.SandboxConfig, error) {
 	if err != nil {
 		return agent.SandboxConfig{}, err
 	}
-	return agent.SandboxConfig{ID: r.GetSandboxId(), Hostname: r.GetHostname(), DNS: r.GetDns(), Storages: storages}, nil
+	return agent.SandboxConfig{
+		ID: r.GetSandboxId(), Hostname: r.GetHostname(), DNS: r.GetDns(), Storages: storages,
+		SharePIDNS: r.GetSandboxPidns(), GuestHookPath: r.GetGuestHookPath(),
+	}, nil
 }
 
 // containerConfig translates a CreateContainerRequest.
@@ -126,24 +128,32 @@ func execProcess(r *pb.ExecProcessRequest) (*specs.Process, error) {
 	case r.GetStdinPort() != 0 || r.GetStdoutPort() != 0 || r.GetStderrPort() != 0:
 		return nil, unsupported("standard streams on vsock ports of their own are not supported")
 	}
-	return processFromPB(r.GetProcess())
+	p, err := processFromPB(r.GetProcess())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetProcess().GetOOMScoreAdj() == 0 { // what the shim sends; the container's own is meant
+		p.OOMScoreAdj = nil
+	}
+	return p, nil
 }
 
 func storagesFromPB(in []*pb.Storage) ([]agent.Storage, error) {
 	var out []agent.Storage
 	for _, s := range in {
-		switch {
-		case s.GetDriver() == "":
+		if s.GetDriver() == "" {
 			return nil, invalid("storage of %q: the driver is missing", shorten(s.GetMountPoint()))
-		case s.GetFsGroup() != nil:
-			return nil, unsupported("storage of %q: fs_group is not supported", shorten(s.GetMountPoint()))
-		case s.GetShared():
-			return nil, unsupported("storage of %q: shared storages are not supported", shorten(s.GetMountPoint()))
 		}
-		out = append(out, agent.Storage{
+		storage := agent.Storage{
 			Driver: s.GetDriver(), DriverOptions: s.GetDriverOptions(), Source: s.GetSource(),
 			FSType: s.GetFstype(), Options: s.GetOptions(), MountPoint: s.GetMountPoint(),
-		})
+		}
+		if g := s.GetFsGroup(); g != nil {
+			storage.FSGroup = &agent.FSGroup{
+				GID: g.GetGroupId(), OnRootMismatch: g.GetGroupChangePolicy() == types.FSGroupChangePolicy_OnRootMismatch,
+			}
+		}
+		out = append(out, storage)
 	}
 	return out, nil
 }

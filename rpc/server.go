@@ -28,20 +28,36 @@ type Server struct {
 	stopping  bool
 }
 
-// NewServer returns a server of the agent API for sandbox. Each request is put to gate first; a nil gate denies
-// everything, Health included. version is what Health.Version and GetGuestDetails tell. log may be nil.
-func NewServer(sandbox Sandbox, gate Gate, log *slog.Logger, version string) (*Server, error) {
-	if sandbox == nil {
-		return nil, errors.New("make agent API server: no sandbox")
+// Config is what a Server serves. Sandbox and Machine are required.
+type Config struct {
+	Sandbox Sandbox
+	Machine Machine
+	// Gate is asked first about each request; nil denies everything, Health included.
+	Gate Gate
+	// Log may be nil.
+	Log *slog.Logger
+	// Version is what Health.Version and GetGuestDetails tell.
+	Version string
+	// Wrap, if not nil, goes around every request, refused ones too: to trace it, or to measure it.
+	Wrap func(ttrpc.UnaryServerInterceptor) ttrpc.UnaryServerInterceptor
+}
+
+// NewServer returns a server of the agent API.
+func NewServer(c Config) (*Server, error) {
+	if c.Sandbox == nil || c.Machine == nil {
+		return nil, errors.New("make agent API server: Sandbox and Machine are required")
 	}
-	log = orDiscard(log)
-	g := &guard{gate: gate, log: log}
-	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.intercept))
+	log := orDiscard(c.Log)
+	intercept := (&guard{gate: c.Gate, log: log}).intercept
+	if c.Wrap != nil {
+		intercept = c.Wrap(intercept)
+	}
+	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(intercept))
 	if err != nil {
 		return nil, fmt.Errorf("make agent API server: %w", err)
 	}
-	pb.RegisterAgentServiceService(t, &agentService{sandbox: sandbox, version: version})
-	pb.RegisterHealthService(t, &healthService{version: version})
+	pb.RegisterAgentServiceService(t, &agentService{sandbox: c.Sandbox, machine: c.Machine, version: c.Version})
+	pb.RegisterHealthService(t, &healthService{version: c.Version})
 	return &Server{ttrpc: t, log: log}, nil
 }
 
@@ -54,7 +70,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		cancel()
 		return l.Close()
 	}
-	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), &shimListener{l, s.log, &s.open})
+	err := s.ttrpc.Serve(withTTRPCLog(ctx, s.log), &shimListener{hostListener{l, s.log}, s.log, &s.open})
 	if s.isStopping() {
 		return nil
 	}

@@ -124,7 +124,7 @@ func TestShutdown(t *testing.T) {
 
 func TestServeAfterClose(t *testing.T) {
 	t.Parallel()
-	s, err := NewServer(&fakeSandbox{}, nil, nil, "")
+	s, err := NewServer(Config{Sandbox: &fakeSandbox{}, Machine: fakeMachine{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestServeAfterClose(t *testing.T) {
 
 func TestServeEndsWithContext(t *testing.T) {
 	t.Parallel()
-	s, err := NewServer(&fakeSandbox{}, nil, nil, "")
+	s, err := NewServer(Config{Sandbox: &fakeSandbox{}, Machine: fakeMachine{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestServeEndsWithContext(t *testing.T) {
 
 func TestNewServerNeedsSandbox(t *testing.T) {
 	t.Parallel()
-	if _, err := NewServer(nil, AllowAll, nil, ""); err == nil {
+	if _, err := NewServer(Config{Gate: AllowAll}); err == nil {
 		t.Error("a server without a sandbox")
 	}
 }
@@ -323,7 +323,9 @@ func (c vsockConn) RemoteAddr() net.Addr { return &vsock.Addr{ContextID: c.cid, 
 // only context id 2 gets through; the others are closed.
 func TestOnlyTheHostIsLetIn(t *testing.T) {
 	t.Parallel()
-	l := shimListener{&vsockListener{cids: []uint32{vsock.Local, 3, vsock.Host, vsock.Hypervisor, vsock.Host, 77}}, slog.New(slog.DiscardHandler), &openRequests{}}
+	log := slog.New(slog.DiscardHandler)
+	peers := &vsockListener{cids: []uint32{vsock.Local, 3, vsock.Host, vsock.Hypervisor, vsock.Host, 77}}
+	l := shimListener{hostListener{peers, log}, log, &openRequests{}}
 	for range 2 {
 		conn, err := l.Accept()
 		if err != nil {

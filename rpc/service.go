@@ -7,13 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/agent/cgroup"
 	"github.com/cloister-cc/cloister/agent/netdev"
 	"github.com/cloister-cc/cloister/rpc/pb"
 	"github.com/cloister-cc/cloister/rpc/pb/types"
@@ -23,8 +23,11 @@ import (
 type Sandbox interface {
 	lifecycle
 	containers
+	running
 	processes
 	streams
+	inputs
+	files
 	network
 }
 
@@ -39,6 +42,13 @@ type containers interface {
 	RemoveContainer(ctx context.Context, id string, timeout time.Duration) error
 }
 
+type running interface {
+	PauseContainer(ctx context.Context, id string) error
+	ResumeContainer(ctx context.Context, id string) error
+	UpdateContainer(ctx context.Context, id string, resources *specs.LinuxResources) error
+	StatsContainer(ctx context.Context, id string) (*cgroup.Stats, error)
+}
+
 type processes interface {
 	Exec(ctx context.Context, containerID, execID string, p *specs.Process) error
 	Signal(ctx context.Context, containerID, execID string, signal int) error
@@ -48,6 +58,32 @@ type processes interface {
 type streams interface {
 	ReadStdout(ctx context.Context, containerID, execID string, limit int) ([]byte, error)
 	ReadStderr(ctx context.Context, containerID, execID string, limit int) ([]byte, error)
+}
+
+type inputs interface {
+	WriteStdin(ctx context.Context, containerID, execID string, data []byte) error
+	CloseStdin(ctx context.Context, containerID, execID string) error
+	ResizeTerminal(containerID, execID string, rows, columns int) error
+	NextOOM(ctx context.Context) (containerID string, err error)
+}
+
+type files interface {
+	CopyFile(ctx context.Context, f agent.File) error
+	DropStaleMounts(ctx context.Context)
+	UpdateEphemeralMounts(ctx context.Context, storages []agent.Storage) error
+	TerminationLog(ctx context.Context, containerID string) (string, error)
+}
+
+// Machine is the guest itself, as far as the API changes or describes it.
+type Machine interface {
+	// SetTime sets the clock.
+	SetTime(sec, usec int64) error
+	// Reseed mixes data into the kernel's random numbers.
+	Reseed(data []byte) error
+	// Details describes the guest.
+	Details() agent.GuestDetails
+	// Metrics are in Prometheus' text format.
+	Metrics() (string, error)
 }
 
 type network interface {
@@ -72,6 +108,7 @@ const (
 type agentService struct {
 	unimplemented
 	sandbox Sandbox
+	machine Machine
 	version string
 }
 
@@ -205,24 +242,6 @@ func read(
 		return nil, err
 	}
 	return &pb.ReadStreamResponse{Data: data}, nil
-}
-
-// GetGuestDetails serves the RPC of that name. A memory block size of 0 says that memory cannot be plugged in.
-func (s *agentService) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
-	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
-		Version:         s.version,
-		InitDaemon:      os.Getpid() == 1,
-		StorageHandlers: []string{agent.DriverImageGuestPull},
-		SupportsSeccomp: true, // the OCI runtime does it
-	}}, nil
-}
-
-// RemoveStaleVirtiofsShareMounts serves the RPC of that name. There is no shared file system whose mounts could go
-// stale, but the shim fails to stop a container unless this succeeds.
-func (s *agentService) RemoveStaleVirtiofsShareMounts(
-	context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest,
-) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, nil
 }
 
 // healthService serves grpc.Health.

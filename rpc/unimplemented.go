@@ -21,42 +21,6 @@ func notImplemented(method string) error {
 	return status.Errorf(codes.Unimplemented, "%s is not implemented by this agent", method)
 }
 
-func (unimplemented) UpdateContainer(context.Context, *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("UpdateContainer")
-}
-
-func (unimplemented) UpdateEphemeralMounts(context.Context, *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("UpdateEphemeralMounts")
-}
-
-func (unimplemented) StatsContainer(context.Context, *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
-	return nil, notImplemented("StatsContainer")
-}
-
-func (unimplemented) PauseContainer(context.Context, *pb.PauseContainerRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("PauseContainer")
-}
-
-func (unimplemented) ResumeContainer(context.Context, *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("ResumeContainer")
-}
-
-func (unimplemented) GetDiagnosticData(context.Context, *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
-	return nil, notImplemented("GetDiagnosticData")
-}
-
-func (unimplemented) WriteStdin(context.Context, *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
-	return nil, notImplemented("WriteStdin")
-}
-
-func (unimplemented) CloseStdin(context.Context, *pb.CloseStdinRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("CloseStdin")
-}
-
-func (unimplemented) TtyWinResize(context.Context, *pb.TtyWinResizeRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("TtyWinResize")
-}
-
 func (unimplemented) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
 	return nil, notImplemented("ListInterfaces")
 }
@@ -77,10 +41,6 @@ func (unimplemented) SetIPTables(context.Context, *pb.SetIPTablesRequest) (*pb.S
 	return nil, notImplemented("SetIPTables")
 }
 
-func (unimplemented) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
-	return nil, notImplemented("GetMetrics")
-}
-
 func (unimplemented) MemAgentMemcgSet(context.Context, *pb.MemAgentMemcgConfig) (*emptypb.Empty, error) {
 	return nil, notImplemented("MemAgentMemcgSet")
 }
@@ -93,24 +53,8 @@ func (unimplemented) OnlineCPUMem(context.Context, *pb.OnlineCPUMemRequest) (*em
 	return nil, notImplemented("OnlineCPUMem")
 }
 
-func (unimplemented) ReseedRandomDev(context.Context, *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("ReseedRandomDev")
-}
-
 func (unimplemented) MemHotplugByProbe(context.Context, *pb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
 	return nil, notImplemented("MemHotplugByProbe")
-}
-
-func (unimplemented) SetGuestDateTime(context.Context, *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("SetGuestDateTime")
-}
-
-func (unimplemented) CopyFile(context.Context, *pb.CopyFileRequest) (*emptypb.Empty, error) {
-	return nil, notImplemented("CopyFile")
-}
-
-func (unimplemented) GetOOMEvent(context.Context, *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
-	return nil, notImplemented("GetOOMEvent")
 }
 
 func (unimplemented) AddSwap(context.Context, *pb.AddSwapRequest) (*emptypb.Empty, error) {

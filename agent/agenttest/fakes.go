@@ -13,6 +13,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/agent/netdev"
 )
 
@@ -123,6 +124,11 @@ func (k *Kernel) Mount(source, target, fstype, _ string) error {
 	return nil
 }
 
+// Bind implements agent.Kernel.
+func (k *Kernel) Bind(source *os.File, target string) error {
+	return k.Mount(source.Name(), target, "bind", "")
+}
+
 // Unmount implements agent.Kernel.
 func (k *Kernel) Unmount(target string) error {
 	if err := k.Hook.call("Unmount", target); err != nil {
@@ -161,6 +167,23 @@ func (k *Kernel) Sysctls() map[string]string {
 	defer k.mu.Unlock()
 	return maps.Clone(k.sysctls)
 }
+
+// Machine is a guest of which nothing is known and in which nothing is changed.
+type Machine struct{}
+
+// SetTime does nothing.
+func (Machine) SetTime(_, _ int64) error { return nil }
+
+// Reseed does nothing.
+func (Machine) Reseed([]byte) error { return nil }
+
+// Details describes a guest that pulls images.
+func (Machine) Details() agent.GuestDetails {
+	return agent.GuestDetails{Seccomp: true, StorageDrivers: []string{agent.DriverImageGuestPull}}
+}
+
+// Metrics returns none.
+func (Machine) Metrics() (string, error) { return "", nil }
 
 // Network keeps account of what was asked.
 type Network struct {

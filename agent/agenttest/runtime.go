@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/agent"
 )
@@ -34,41 +35,44 @@ type container struct {
 	gate    *os.File // closing it lets the init process go
 	started bool
 	pids    []int
+	// resources are what Update has set.
+	resources *specs.LinuxResources
 }
 
 // gated waits until its file descriptor 3 is closed at the other end and becomes the process in its arguments.
 const gated = `read -r _ <&3; exec 3<&-; exec "$@"`
 
 // Create implements agent.Runtime. The bundle must hold a config.json and the root file system that it names.
-func (r *Runtime) Create(_ context.Context, id, bundle string, stdio agent.Stdio) (int, error) {
+func (r *Runtime) Create(_ context.Context, id, bundle string, stdio agent.Stdio) (agent.Started, error) {
+	none := agent.Started{}
 	if err := r.Hook.call("Create", id); err != nil {
-		return 0, err
+		return none, err
 	}
 	spec, err := readBundle(bundle)
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.containers[id] != nil {
-		return 0, fmt.Errorf("container %s exists", id)
+		return none, fmt.Errorf("container %s exists", id)
 	}
 	wait, gate, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return none, err
 	}
 	defer wait.Close()
 	args := append([]string{"sh", "-c", gated, "sh"}, spec.Process.Args...)
-	pid, err := start(args, spec.Process.Env, stdio, wait)
+	started, err := start(args, spec.Process.Env, stdio, wait)
 	if err != nil {
 		_ = gate.Close()
-		return 0, err
+		return none, err
 	}
 	if r.containers == nil {
 		r.containers = make(map[string]*container)
 	}
-	r.containers[id] = &container{gate: gate, pids: []int{pid}}
-	return pid, nil
+	r.containers[id] = &container{gate: gate, pids: []int{started.PID}}
+	return started, nil
 }
 
 func readBundle(bundle string) (*specs.Spec, error) {
@@ -93,20 +97,51 @@ func readBundle(bundle string) (*specs.Spec, error) {
 	return &spec, nil
 }
 
-func start(args, env []string, stdio agent.Stdio, extra ...*os.File) (int, error) {
-	var fds []uintptr
-	for _, f := range append([]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}, extra...) {
-		fds = append(fds, f.Fd())
-	}
+func start(args, env []string, stdio agent.Stdio, extra ...*os.File) (agent.Started, error) {
+	none := agent.Started{}
 	path, err := lookPath(args[0])
 	if err != nil {
-		return 0, err
+		return none, err
 	}
-	return syscall.ForkExec(path, args, &syscall.ProcAttr{
-		Env:   append([]string{"PATH=/usr/bin:/bin"}, env...),
-		Files: fds,
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
-	})
+	attr := &syscall.ProcAttr{Env: append([]string{"PATH=/usr/bin:/bin"}, env...), Sys: &syscall.SysProcAttr{Setpgid: true}}
+	var master *os.File
+	if stdio.Terminal {
+		var slave *os.File
+		if master, slave, err = openTerminal(); err != nil {
+			return none, err
+		}
+		defer slave.Close()
+		stdio = agent.Stdio{Stdin: slave, Stdout: slave, Stderr: slave}
+		attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	}
+	for _, f := range append([]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}, extra...) {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	pid, err := syscall.ForkExec(path, args, attr)
+	if err != nil {
+		return agent.Started{Console: master}, err
+	}
+	return agent.Started{PID: pid, Console: master}, nil
+}
+
+// openTerminal makes a pseudo-terminal, see pty(7). Its master is in non-blocking mode.
+func openTerminal() (master, slave *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	master = os.NewFile(uintptr(fd), "terminal")
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, master.Close())
+	}
+	return master, slave, nil
 }
 
 func lookPath(name string) (string, error) {
@@ -135,27 +170,27 @@ func (r *Runtime) Start(_ context.Context, id string) error {
 }
 
 // Exec implements agent.Runtime.
-func (r *Runtime) Exec(_ context.Context, id, _ string, process *specs.Process, stdio agent.Stdio) (int, error) {
+func (r *Runtime) Exec(_ context.Context, id string, process *specs.Process, stdio agent.Stdio) (agent.Started, error) {
+	none := agent.Started{}
 	if err := r.Hook.call("Exec", id); err != nil {
-		return 0, err
+		return none, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.containers[id]
 	if c == nil || !c.started {
-		return 0, fmt.Errorf("container %s is not running", id)
+		return none, fmt.Errorf("container %s is not running", id)
 	}
-	pid, err := start(process.Args, process.Env, stdio)
-	if err != nil {
-		return 0, err
+	started, err := start(process.Args, process.Env, stdio)
+	if err == nil {
+		c.pids = append(c.pids, started.PID)
 	}
-	c.pids = append(c.pids, pid)
-	return pid, nil
+	return started, err
 }
 
-// Kill implements agent.Runtime.
-func (r *Runtime) Kill(_ context.Context, id string, signal int, all bool) error {
-	if err := r.Hook.call("Kill", id); err != nil {
+// Update implements agent.Runtime. It changes nothing and keeps account.
+func (r *Runtime) Update(_ context.Context, id string, resources *specs.LinuxResources) error {
+	if err := r.Hook.call("Update", id); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -164,11 +199,18 @@ func (r *Runtime) Kill(_ context.Context, id string, signal int, all bool) error
 	if c == nil {
 		return fmt.Errorf("container %s does not exist", id)
 	}
-	if all {
-		c.killAll(syscall.Signal(signal))
-		return nil
+	c.resources = resources
+	return nil
+}
+
+// Resources returns the limits that Update has given to a container.
+func (r *Runtime) Resources(id string) *specs.LinuxResources {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.containers[id]; c != nil {
+		return c.resources
 	}
-	return syscall.Kill(c.pids[0], syscall.Signal(signal))
+	return nil
 }
 
 // killAll signals the process groups. One that is gone is no error.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,16 @@ func (Linux) Mount(source, target, fstype, data string) error {
 	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
 		return fmt.Errorf("mount %s: %w", target, err)
 	}
+	return nil
+}
+
+// Bind mounts what an open file stands for, with all that is mounted below it, at target.
+func (Linux) Bind(source *os.File, target string) error {
+	from := fmt.Sprintf("/proc/self/fd/%d", source.Fd())
+	if err := unix.Mount(from, target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	runtime.KeepAlive(source)
 	return nil
 }
 

@@ -25,8 +25,21 @@ var refused = []string{
 	"CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH",
 }
 
-// ConvertProcess checks a process of the shim's and returns a new one with what the guest honours.
+const (
+	// maxGroups is how many supplementary groups the kernel gives a process.
+	maxGroups = 65536
+	// maxConsole bounds rows and columns of a terminal, which the kernel holds in 16 bits.
+	maxConsole = 65535
+)
+
+// ConvertProcess checks a process of the shim's and returns a new one with what the guest honours. It refuses the
+// capabilities of privileged containers.
 func ConvertProcess(in *specs.Process) (*specs.Process, error) {
+	return convertProcess(in, func(string) bool { return false })
+}
+
+// convertProcess is ConvertProcess with a say in which of the refused capabilities are allowed.
+func convertProcess(in *specs.Process, allowed func(string) bool) (*specs.Process, error) {
 	if in == nil {
 		return nil, errors.New("process: missing")
 	}
@@ -50,13 +63,19 @@ func ConvertProcess(in *specs.Process) (*specs.Process, error) {
 	if adj := in.OOMScoreAdj; adj != nil && (*adj < -1000 || *adj > 1000) {
 		return nil, fmt.Errorf("process: OOM score adjustment %d is not in -1000..1000", *adj)
 	}
+	if b := in.ConsoleSize; b != nil && (b.Height > maxConsole || b.Width > maxConsole) {
+		return nil, fmt.Errorf("process: a terminal of %d rows and %d columns is larger than %d", b.Height, b.Width, maxConsole)
+	}
+	if u := in.User; len(u.AdditionalGids) > maxGroups || u.Umask != nil && *u.Umask > 0o777 {
+		return nil, fmt.Errorf("process: more than %d groups, or a umask that is none", maxGroups)
+	}
 	if in.Scheduler != nil || in.IOPriority != nil || in.ExecCPUAffinity != nil {
 		return nil, errors.New("process: scheduler, I/O priority and CPU affinity are not offered")
 	}
 	if err := checkRlimits(in.Rlimits); err != nil {
 		return nil, err
 	}
-	capabilities, err := convertCapabilities(in.Capabilities)
+	capabilities, err := convertCapabilities(in.Capabilities, allowed)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +104,7 @@ func checkRlimits(limits []specs.POSIXRlimit) error {
 	return nil
 }
 
-func convertCapabilities(in *specs.LinuxCapabilities) (*specs.LinuxCapabilities, error) {
+func convertCapabilities(in *specs.LinuxCapabilities, allowed func(string) bool) (*specs.LinuxCapabilities, error) {
 	if in == nil {
 		return nil, nil //nolint:nilnil // no capabilities are a value of the spec
 	}
@@ -93,8 +112,8 @@ func convertCapabilities(in *specs.LinuxCapabilities) (*specs.LinuxCapabilities,
 		if !capability.MatchString(c) {
 			return nil, fmt.Errorf("process: %q is not the name of a capability", c)
 		}
-		if slices.Contains(refused, c) {
-			return nil, fmt.Errorf("process: %s is not offered, privileged containers are not: it reaches out of the container", c)
+		if slices.Contains(refused, c) && !allowed(c) {
+			return nil, fmt.Errorf("process: %s is not offered, privileged containers are not: it reaches out of the container; %s", c, hint)
 		}
 	}
 	return &specs.LinuxCapabilities{
@@ -108,7 +127,8 @@ func convertCapabilities(in *specs.LinuxCapabilities) (*specs.LinuxCapabilities,
 
 // ExecProcess fills in what the shim leaves out of a further process from the container's init process: environment
 // and working folder if they are empty, and capabilities and limits if there are none. No new privileges are allowed
-// to it if none are to the init process. Then it is checked as ConvertProcess does.
+// to it if none are to the init process. Then it is checked as ConvertProcess does, but it may have the capabilities of the
+// init process's bounding set, whatever they are.
 func ExecProcess(in, init *specs.Process) (*specs.Process, error) {
 	if in == nil {
 		return nil, errors.New("process: missing")
@@ -130,5 +150,7 @@ func ExecProcess(in, init *specs.Process) (*specs.Process, error) {
 		p.OOMScoreAdj = init.OOMScoreAdj
 	}
 	p.NoNewPrivileges = p.NoNewPrivileges || init.NoNewPrivileges
-	return ConvertProcess(&p)
+	return convertProcess(&p, func(c string) bool {
+		return init.Capabilities != nil && slices.Contains(init.Capabilities.Bounding, c)
+	})
 }

@@ -6,7 +6,6 @@ package oci
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -18,6 +17,9 @@ import (
 // version is the version of the runtime spec that the result complies with: what every OCI runtime of today reads.
 const version = "1.0.2"
 
+// hint ends the errors of what a privileged guest offers.
+const hint = "allow it in the boot config: privileged"
+
 // Options say what the guest has for the container.
 type Options struct {
 	// ID is the container's id.
@@ -28,6 +30,19 @@ type Options struct {
 	Rootfs string
 	// IPC, UTS and PID are paths of namespaces to join; empty means a new one.
 	IPC, UTS, PID string
+	// Hostname is the sandbox's, which a container that joins its UTS namespace has, whatever the spec says.
+	Hostname string
+	// Privileged allows what reaches out of the container: every capability, devices, a sysfs to write to, shared
+	// mounts, and paths of the guest that are neither masked nor read-only.
+	Privileged bool
+	// Hooks are those of the guest, which the OCI runtime runs. Those of the spec never are.
+	Hooks *specs.Hooks
+	// Volumes are further sources of bind mounts, exactly: where the guest itself has mounted a storage.
+	Volumes []string
+	// Controllers are the cgroup controllers that the guest has, by their names in cgroup v2; nil means all.
+	Controllers []string
+	// HugePages are the sizes of huge pages that the guest has, in the form "2MB"; nil means all.
+	HugePages []string
 }
 
 // Result is what becomes of a spec.
@@ -37,6 +52,30 @@ type Result struct {
 	// NetSysctls are the net.* kernel parameters by dotted key. OCI runtimes refuse them without a network namespace
 	// of the container's own, so that the agent has to set them.
 	NetSysctls map[string]string
+	// Binds are the mounts whose source lies in the folder of what the host copied, where a symbolic link might lead
+	// to any file of the guest. The agent opens the source without following any, and puts what it opened in its place.
+	Binds []Bind
+	// Notes say what of the spec was left out though the container can do without, each once. They are for the log.
+	Notes []string
+
+	hostname string // of the sandbox
+}
+
+// Bind is one of Result.Binds.
+type Bind struct {
+	// Mount is the index in Spec.Mounts.
+	Mount int
+	// Source is an absolute path below SharedDir of Options.RunDir.
+	Source string
+}
+
+// notes collects Result.Notes.
+type notes []string
+
+func (n *notes) add(format string, args ...any) {
+	if note := fmt.Sprintf(format, args...); !slices.Contains(*n, note) {
+		*n = append(*n, note)
+	}
 }
 
 // Convert turns the spec of the shim into one for the OCI runtime in the guest. It does not change its argument. The
@@ -45,164 +84,77 @@ func Convert(in *specs.Spec, o Options) (*Result, error) {
 	if in == nil {
 		return nil, errors.New("container spec: missing")
 	}
-	process, err := ConvertProcess(in.Process)
+	var n notes
+	process, err := convertProcess(in.Process, func(string) bool { return o.Privileged })
 	if err != nil {
 		return nil, err
 	}
+	noteLabels(in, &n)
 	if err := CheckHostname(in.Hostname); err != nil {
 		return nil, err
 	}
-	mounts, err := convertMounts(in.Mounts, o.RunDir)
+	linux, net, err := convertLinux(in.Linux, process, o, &n)
 	if err != nil {
 		return nil, err
 	}
-	linux, net, err := convertLinux(in.Linux, o)
+	mounts, binds, err := convertMounts(in.Mounts, o, linux)
 	if err != nil {
 		return nil, err
 	}
-	return &Result{
+	r := &Result{
 		Spec: &specs.Spec{
 			Version:  version,
 			Process:  process,
 			Root:     &specs.Root{Path: o.Rootfs, Readonly: in.Root != nil && in.Root.Readonly},
 			Hostname: in.Hostname,
 			Mounts:   mounts,
+			Hooks:    o.Hooks,
 			Linux:    linux,
 		},
 		NetSysctls: net,
-	}, nil
+		Binds:      binds,
+		Notes:      n,
+		hostname:   o.Hostname,
+	}
+	r.Join(o.IPC, o.UTS, o.PID)
+	return r, nil
 }
 
-func convertLinux(in *specs.Linux, o Options) (*specs.Linux, map[string]string, error) {
-	if in == nil {
-		in = &specs.Linux{}
+// Join sets the paths of the namespaces that the container joins; an empty one means a new namespace. Convert calls it
+// with those of its options; call it again when they become known later. A container that joins a UTS namespace
+// loses its host name: the OCI runtime would rename the whole sandbox.
+func (r *Result) Join(ipc, uts, pid string) {
+	namespaces := Namespaces(Options{IPC: ipc, UTS: uts, PID: pid})
+	if len(r.Spec.Linux.UIDMappings) > 0 {
+		namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 	}
-	if err := refuseLinux(in); err != nil {
-		return nil, nil, err
+	r.Spec.Linux.Namespaces = namespaces
+	if uts == "" || r.Spec.Hostname == "" {
+		return
 	}
-	sysctls, net, err := splitSysctls(in.Sysctl)
-	if err != nil {
-		return nil, nil, err
+	if r.hostname != "" && r.Spec.Hostname != r.hostname {
+		(*notes)(&r.Notes).add("host name %q not set: the container has that of the sandbox, %q", r.Spec.Hostname, r.hostname)
 	}
-	cgroup, err := cgroupPath(in.CgroupsPath, o.ID)
-	if err != nil {
-		return nil, nil, err
-	}
-	resources, err := convertResources(in.Resources)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, p := range slices.Concat(in.MaskedPaths, in.ReadonlyPaths) {
-		if err := checkPath(p); err != nil {
-			return nil, nil, fmt.Errorf("container spec: masked or read-only path: %w", err)
-		}
-	}
-	return &specs.Linux{
-		Sysctl:        sysctls,
-		Resources:     resources,
-		CgroupsPath:   cgroup,
-		Namespaces:    Namespaces(o),
-		Seccomp:       in.Seccomp,
-		MaskedPaths:   guarded(masked, in.MaskedPaths),
-		ReadonlyPaths: guarded(readonly, in.ReadonlyPaths),
-	}, net, nil
+	r.Spec.Hostname = ""
 }
 
-// Paths that no container sees, and that none changes, whatever its spec says. Root in a container is root in the guest:
-// without them it would, for instance, write a program of its own to /proc/sys/kernel/core_pattern, and the kernel would
-// run that outside of the container.
-var (
-	masked = []string{
-		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
-		"/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+// noteLabels notes what of a spec is for a host that the guest is not.
+func noteLabels(in *specs.Spec, n *notes) {
+	if in.Hooks != nil {
+		n.add("hooks of the host not run")
 	}
-	readonly = []string{
-		"/proc/bus", "/proc/cio_ignore", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/sys",
-		"/proc/sysrq-trigger",
+	if p := in.Process.ApparmorProfile; p != "" {
+		n.add("AppArmor profile %.140q not applied: the guest has no AppArmor", p)
 	}
-)
-
-// guarded adds the paths of a spec to those that are always there.
-func guarded(always, more []string) []string {
-	paths := slices.Clone(always)
-	for _, p := range more {
-		if !slices.Contains(paths, p) {
-			paths = append(paths, p)
-		}
+	if l := in.Process.SelinuxLabel; l != "" {
+		n.add("SELinux label %.140q not applied: the guest has no SELinux", l)
 	}
-	return paths
-}
-
-// Namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,
-// whose links the shim configures. Convert calls it.
-func Namespaces(o Options) []specs.LinuxNamespace {
-	return []specs.LinuxNamespace{
-		{Type: specs.MountNamespace},
-		{Type: specs.IPCNamespace, Path: o.IPC},
-		{Type: specs.UTSNamespace, Path: o.UTS},
-		{Type: specs.PIDNamespace, Path: o.PID},
-		{Type: specs.CgroupNamespace},
+	if in.Linux != nil && in.Linux.MountLabel != "" {
+		n.add("SELinux mount label %.140q not applied: the guest has no SELinux", in.Linux.MountLabel)
 	}
 }
 
-// refuseLinux returns an error for what the guest does not offer and the container may rely on.
-func refuseLinux(in *specs.Linux) error {
-	for _, ns := range in.Namespaces {
-		if ns.Path != "" {
-			return fmt.Errorf("container spec: %s namespace %q is a path of the host; leave the path out", ns.Type, ns.Path)
-		}
-		if ns.Type == specs.UserNamespace || ns.Type == specs.TimeNamespace {
-			return fmt.Errorf("container spec: a %s namespace is not offered", ns.Type)
-		}
-	}
-	for _, d := range in.Devices {
-		if !slices.Contains(defaultDevices, device{d.Path, d.Type, d.Major, d.Minor}) {
-			return fmt.Errorf("container spec: device %q (%s %d:%d) is not offered, only the default ones are", d.Path, d.Type, d.Major, d.Minor)
-		}
-	}
-	if s := in.Seccomp; s != nil && (s.ListenerPath != "" || s.ListenerMetadata != "") {
-		return errors.New("container spec: a seccomp listener is not offered")
-	}
-	switch in.RootfsPropagation {
-	case "", "private", "rprivate", "slave", "rslave":
-	default:
-		return fmt.Errorf("container spec: root file system propagation %q is not offered", in.RootfsPropagation)
-	}
-	for what, given := range map[string]bool{
-		"id mappings": len(in.UIDMappings)+len(in.GIDMappings) > 0, "network devices": len(in.NetDevices) > 0,
-		"Intel RDT": in.IntelRdt != nil, "a memory policy": in.MemoryPolicy != nil,
-		"a personality": in.Personality != nil, "time offsets": len(in.TimeOffsets) > 0,
-	} {
-		if given {
-			return fmt.Errorf("container spec: %s: not offered", what)
-		}
-	}
-	return nil
-}
-
-type device struct {
-	path, kind   string
-	major, minor int64
-}
-
-// defaultDevices are those that an OCI runtime makes by itself, see the runtime spec, config-linux.md.
-var defaultDevices = []device{
-	{"/dev/null", "c", 1, 3},
-	{"/dev/zero", "c", 1, 5},
-	{"/dev/full", "c", 1, 7},
-	{"/dev/random", "c", 1, 8},
-	{"/dev/urandom", "c", 1, 9},
-	{"/dev/tty", "c", 5, 0},
-	{"/dev/console", "c", 5, 1},
-	{"/dev/ptmx", "c", 5, 2},
-}
-
-var (
-	hostname = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?$`)
-	// A component of a key may hold slashes, which stand for dots, but must not consist of them.
-	netSysctl   = regexp.MustCompile(`^net(\.[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*)+$`)
-	otherSysctl = regexp.MustCompile(`^(kernel\.(shm(all|max|mni|_rmid_forced)|msg(max|mnb|mni)|sem|domainname)|fs\.mqueue\.[a-z_]+)$`)
-)
+var hostname = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?$`)
 
 // CheckHostname reports an error for what cannot be a host name: more than 64 bytes, or other than letters, digits,
 // dots, hyphens and underscores. Empty means none and is right.
@@ -211,32 +163,6 @@ func CheckHostname(name string) error {
 		return fmt.Errorf("host name %q is not well formed", name)
 	}
 	return nil
-}
-
-// splitSysctls separates net.* from the rest, which has to belong to a namespace of the container.
-func splitSysctls(in map[string]string) (own, net map[string]string, err error) {
-	for _, key := range slices.Sorted(maps.Keys(in)) {
-		value := in[key]
-		if len(value) > 4096 || strings.ContainsAny(value, "\x00\n") {
-			return nil, nil, fmt.Errorf("container spec: value of sysctl %q is longer than 4096 bytes or not one line", key)
-		}
-		switch {
-		case otherSysctl.MatchString(key):
-			put(&own, key, value)
-		case netSysctl.MatchString(key):
-			put(&net, key, value)
-		default:
-			return nil, nil, fmt.Errorf("container spec: sysctl %q is malformed or would change the whole guest", key)
-		}
-	}
-	return own, net, nil
-}
-
-func put(m *map[string]string, key, value string) {
-	if *m == nil {
-		*m = make(map[string]string)
-	}
-	(*m)[key] = value
 }
 
 // checkPath reports an error unless p is absolute and clean.

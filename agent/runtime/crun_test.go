@@ -93,12 +93,12 @@ func TestCrun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	adopt := func(pid int, err error) *proc.Process {
+	adopt := func(started agent.Started, err error) *proc.Process {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := reaper.Adopt(pid)
+		p, err := reaper.Adopt(started.PID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestCrun(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLine(t, out, "serving\n")
-	exec := adopt(r.Exec(ctx, "c1", "e1", &specs.Process{Args: []string{"/program", inContainer, "tell"}, Cwd: "/", Env: []string{"TOKEN=x"}}, io))
+	exec := adopt(r.Exec(ctx, "c1", &specs.Process{Args: []string{"/program", inContainer, "tell"}, Cwd: "/", Env: []string{"TOKEN=x"}}, io))
 	<-exec.Done()
 	if status, err := exec.Status(); err != nil || status != 5 {
 		t.Errorf("exec: status %d, %v", status, err)
@@ -120,13 +120,13 @@ func TestCrun(t *testing.T) {
 	if told["host"] != "inside" || told["token"] != "x" || told["number"] == strconv.Itoa(exec.PID()) {
 		t.Errorf("the process in the container says %v", told)
 	}
-	if _, err := r.Exec(ctx, "c1", "e2", &specs.Process{Args: []string{"/none"}, Cwd: "/"}, io); err == nil || !strings.Contains(err.Error(), "/none") {
+	if _, err := r.Exec(ctx, "c1", &specs.Process{Args: []string{"/none"}, Cwd: "/"}, io); err == nil || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("exec of a missing program: %v", err)
 	}
 	if handles, err := init.Handles(unix.SIGTERM); err != nil || !handles {
 		t.Errorf("init handles SIGTERM: %t, %v", handles, err)
 	}
-	if err := r.Kill(ctx, "c1", int(unix.SIGTERM), false); err != nil {
+	if err := init.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	<-init.Done()
@@ -152,22 +152,22 @@ func TestCrunKillsAndDeletes(t *testing.T) {
 	}
 	defer null.Close()
 	io := agent.Stdio{Stdin: null, Stdout: null, Stderr: null}
-	for name, end := range map[string]func() error{
-		"kill-all":      func() error { return r.Kill(ctx, "c2", int(unix.SIGKILL), true) },
-		"forced-delete": func() error { return r.Delete(ctx, "c2") },
+	for name, end := range map[string]func(*proc.Process) error{
+		"kill":          func(p *proc.Process) error { return p.Signal(unix.SIGKILL) },
+		"forced-delete": func(*proc.Process) error { return r.Delete(ctx, "c2") },
 	} {
-		pid, err := r.Create(ctx, "c2", bundle(t, "c2", "serve"), io)
+		started, err := r.Create(ctx, "c2", bundle(t, "c2", "serve"), io)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := reaper.Adopt(pid)
+		p, err := reaper.Adopt(started.PID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := r.Start(ctx, "c2"); err != nil {
 			t.Fatal(err)
 		}
-		if err := end(); err != nil {
+		if err := end(p); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		<-p.Done()

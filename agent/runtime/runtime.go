@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +37,10 @@ type Config struct {
 	Reaper *proc.Reaper
 	// Timeout bounds each command; 0 means DefaultTimeout.
 	Timeout time.Duration
+	// NoCgroups runs containers without control groups, for a machine on which none can be made.
+	NoCgroups bool
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // Runtime runs crun. Its methods may be called concurrently.
@@ -54,6 +59,9 @@ func New(c Config) (*Runtime, error) {
 	if c.Timeout <= 0 {
 		c.Timeout = DefaultTimeout
 	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	r := &Runtime{config: c, state: filepath.Join(c.Root, "state"), exchange: filepath.Join(c.Root, "exchange")}
 	for _, dir := range []string{r.state, r.exchange} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -64,8 +72,13 @@ func New(c Config) (*Runtime, error) {
 	return r, nil
 }
 
-// cgroupManager makes crun use cgroupfs: there is no systemd in the guest.
-const cgroupManager = "--cgroup-manager=cgroupfs"
+// cgroupManager makes crun use cgroupfs, for there is no systemd in the guest, or no control groups at all.
+func (r *Runtime) cgroupManager() string {
+	if r.config.NoCgroups {
+		return "--cgroup-manager=disabled"
+	}
+	return "--cgroup-manager=cgroupfs"
+}
 
 // call is one command of the runtime, with a folder of its own for what is exchanged.
 type call struct {
@@ -90,7 +103,7 @@ func (r *Runtime) run(ctx context.Context, what string, f func(ctx context.Conte
 		Root:      r.state,
 		Log:       filepath.Join(dir, "log.json"),
 		LogFormat: runc.JSON,
-		ExtraArgs: []string{cgroupManager},
+		ExtraArgs: []string{r.cgroupManager()},
 	}}
 	err = f(ctx, c)
 	if err != nil {
@@ -115,17 +128,44 @@ func describe(ctx context.Context, what string, err error, log string) error {
 }
 
 // Create implements agent.Runtime.
-func (r *Runtime) Create(ctx context.Context, id, bundle string, stdio agent.Stdio) (pid int, err error) {
+func (r *Runtime) Create(ctx context.Context, id, bundle string, stdio agent.Stdio) (started agent.Started, err error) {
 	err = r.run(ctx, "create", func(ctx context.Context, c *call) error {
-		pidFile := filepath.Join(c.dir, "pid")
-		err := c.Create(ctx, id, bundle, &runc.CreateOpts{IO: files{stdio}, PidFile: pidFile})
+		return c.start(&started, stdio, func(stdio agent.Stdio, terminal *terminal, pidFile string) error {
+			opts := &runc.CreateOpts{IO: files{stdio}, PidFile: pidFile}
+			if terminal != nil {
+				opts.ConsoleSocket = terminal
+			}
+			return c.Create(ctx, id, bundle, opts)
+		})
+	})
+	return started, err
+}
+
+// start has f run the command that starts a process, and collects what it left.
+func (c *call) start(started *agent.Started, stdio agent.Stdio, f func(agent.Stdio, *terminal, string) error) error {
+	var t *terminal
+	if stdio.Terminal {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
-		pid, err = readPID(pidFile)
+		defer null.Close()
+		if t, err = newTerminal(c.dir); err != nil {
+			return err
+		}
+		defer t.close()
+		stdio = agent.Stdio{Stdin: null, Stdout: null, Stderr: null}
+	}
+	pidFile := filepath.Join(c.dir, "pid")
+	if err := f(stdio, t, pidFile); err != nil {
 		return err
-	})
-	return pid, err
+	}
+	var err error
+	if started.PID, err = readPID(pidFile); err != nil || t == nil {
+		return err
+	}
+	started.Console, err = t.receive()
+	return err
 }
 
 // Start implements agent.Runtime.
@@ -135,47 +175,77 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 
 // Exec implements agent.Runtime. It does without go-runc, which would write the process, and with it the environment,
 // to a folder that an environment variable of the agent names.
-func (r *Runtime) Exec(ctx context.Context, id, _ string, process *specs.Process, stdio agent.Stdio) (pid int, err error) {
+func (r *Runtime) Exec(ctx context.Context, id string, process *specs.Process, stdio agent.Stdio) (started agent.Started, err error) {
 	err = r.run(ctx, "exec", func(ctx context.Context, c *call) error {
-		data, err := json.Marshal(process)
+		description, err := c.describeJSON("process.json", process)
 		if err != nil {
 			return err
 		}
-		description, pidFile := filepath.Join(c.dir, "process.json"), filepath.Join(c.dir, "pid")
-		if err := os.WriteFile(description, data, 0o600); err != nil {
-			return err
-		}
-		cmd := exec.CommandContext(ctx, c.Command, "--root", c.Root, "--log", c.Log, "--log-format", string(c.LogFormat), cgroupManager,
-			"exec", "--process", description, "--detach", "--pid-file", pidFile, id)
-		files{stdio}.Set(cmd)
-		started, err := r.config.Reaper.Start(cmd)
+		return c.start(&started, stdio, func(stdio agent.Stdio, terminal *terminal, pidFile string) error {
+			args := []string{"exec", "--process", description, "--detach", "--pid-file", pidFile}
+			if terminal != nil {
+				args = append(args, "--console-socket", terminal.Path())
+			}
+			return r.command(ctx, c, files{stdio}, append(args, id)...)
+		})
+	})
+	return started, err
+}
+
+// Update implements agent.Runtime.
+func (r *Runtime) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	return r.run(ctx, "update", func(ctx context.Context, c *call) error {
+		description, err := c.describeJSON("resources.json", resources)
 		if err != nil {
 			return err
 		}
-		if status, err := started.Wait(); err != nil || status != 0 {
-			return errors.Join(err, &runc.ExitError{Status: status})
-		}
-		pid, err = readPID(pidFile)
+		return r.command(ctx, c, files{}, "update", "--resources", description, id)
+	})
+}
+
+// describeJSON writes a file for the runtime that only root reads.
+func (c *call) describeJSON(name string, v any) (path string, err error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(c.dir, name)
+	return path, os.WriteFile(path, data, 0o600)
+}
+
+// command runs a command of the runtime that go-runc does not offer as it is needed here.
+func (r *Runtime) command(ctx context.Context, c *call, io files, args ...string) error {
+	global := []string{"--root", c.Root, "--log", c.Log, "--log-format", string(c.LogFormat), r.cgroupManager()}
+	cmd := exec.CommandContext(ctx, c.Command, append(global, args...)...)
+	io.Set(cmd)
+	started, err := r.config.Reaper.Start(cmd)
+	if err != nil {
 		return err
-	})
-	return pid, err
+	}
+	if status, err := started.Wait(); err != nil || status != 0 {
+		return errors.Join(err, &runc.ExitError{Status: status})
+	}
+	return nil
 }
 
-// Kill implements agent.Runtime.
-func (r *Runtime) Kill(ctx context.Context, id string, signal int, all bool) error {
-	return r.run(ctx, "kill", func(ctx context.Context, c *call) error {
-		return c.Kill(ctx, id, signal, &runc.KillOpts{All: all})
-	})
-}
-
-// Delete implements agent.Runtime.
+// Delete implements agent.Runtime. A runtime that was killed at work leaves a state that it cannot read itself; what
+// lies in the state's folder is then dropped. The caller has killed the container's processes.
 func (r *Runtime) Delete(ctx context.Context, id string) error {
-	if _, err := os.Lstat(filepath.Join(r.state, id)); errors.Is(err, os.ErrNotExist) {
+	state := filepath.Join(r.state, id)
+	if _, err := os.Lstat(state); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return r.run(ctx, "delete", func(ctx context.Context, c *call) error {
+	err := r.run(ctx, "delete", func(ctx context.Context, c *call) error {
 		return c.Delete(ctx, id, &runc.DeleteOpts{Force: true})
 	})
+	if err == nil {
+		return nil
+	}
+	r.config.Log.Warn("the runtime cannot delete a container, its state is dropped", "container", id, "error", err)
+	if rerr := os.RemoveAll(state); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return nil
 }
 
 // readPID reads the file that the runtime wrote the pid of a process to.

@@ -144,8 +144,10 @@ func TestCommands(t *testing.T) {
 		want string
 	}{
 		{"start", func() error { return b.Start(ctx, "c1") }, args("start", "c1")},
-		{"kill", func() error { return b.Kill(ctx, "c1", 15, false) }, args("kill", "c1 15")},
-		{"kill all", func() error { return b.Kill(ctx, "c1", 9, true) }, args("kill", "--all c1 9")},
+		{
+			"update", func() error { return b.Update(ctx, "c1", &specs.LinuxResources{}) },
+			args("update", "--resources /root/exchange/update*/resources.json c1"),
+		},
 		{"delete", func() error { return b.Delete(ctx, "known") }, args("delete", "--force known")},
 	} {
 		if err := test.call(); err != nil {
@@ -166,17 +168,17 @@ func TestCommands(t *testing.T) {
 func TestCreateAndExec(t *testing.T) {
 	b := newBench(t, 0)
 	process := &specs.Process{Args: []string{"id"}, Cwd: "/", Env: []string{"TOKEN=x"}}
-	for what, call := range map[string]func(agent.Stdio) (int, error){
-		"create": func(s agent.Stdio) (int, error) { return b.Create(t.Context(), "c1", "/bundle", s) },
-		"exec":   func(s agent.Stdio) (int, error) { return b.Exec(t.Context(), "c1", "e1", process, s) },
+	for what, call := range map[string]func(agent.Stdio) (agent.Started, error){
+		"create": func(s agent.Stdio) (agent.Started, error) { return b.Create(t.Context(), "c1", "/bundle", s) },
+		"exec":   func(s agent.Stdio) (agent.Started, error) { return b.Exec(t.Context(), "c1", process, s) },
 	} {
 		s, text := stdio(t)
 		release := b.reaper.Hold()
-		pid, err := call(s)
+		started, err := call(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := b.reaper.Adopt(pid)
+		p, err := b.reaper.Adopt(started.PID)
 		release()
 		if err != nil {
 			t.Fatal(err)
@@ -231,7 +233,7 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s: %v; want %s", name, test.err, test.want)
 		}
 	}
-	_, err := b.Exec(ctx, "fails", "e1", &specs.Process{}, s)
+	_, err := b.Exec(ctx, "fails", &specs.Process{}, s)
 	if err == nil || err.Error() != "runtime exec: open ?/x: No such file" {
 		t.Errorf("exec: %v", err)
 	}

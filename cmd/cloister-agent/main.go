@@ -1,48 +1,120 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Cloister Authors.
 
-// Command cloister-agent is the guest's only program: the sealed initramfs starts it as PID 1, and it serves the Kata
-// agent API until the sandbox is destroyed. This folder is the only place that knows every concrete type.
+// Command cloister-agent is the guest agent: PID 1 of a confidential guest, init of another, or a plain process. It holds
+// wiring only, and is the one place that knows every concrete type of the guest.
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/cloister-cc/cloister/agent/boot"
+	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
-const usage = `cloister-agent is the guest agent of confidential containers. It runs as PID 1 of a guest:
-the kernel starts it from an initramfs that "cloister build" made. To build and start one:
+const usage = `cloister-agent is the guest agent of confidential containers; it serves the Kata agent API.
 
-  cloister build --help
-  cloister run --help
+As PID 1 of a guest that "cloister build" made, it unlocks the root disk first, and nothing but the sealed boot config
+decides what it does. Anywhere else (init of a Kata guest image, under systemd, plain process) it works like Kata's agent:
+
+  cloister-agent [-c FILE]
 
 Options:
-  --version   print the version
-  --help      print this text
+  -c, --config FILE    settings as TOML, with Kata's keys; without it, agent.* of the kernel command line. Either way, the
+                       environment counts more: KATA_AGENT_SERVER_ADDR, KATA_AGENT_LOG_LEVEL, KATA_AGENT_TRACING
+  --runtime PROGRAM    crun (default: the one in PATH)
+  -v, --version        print the version
+  -h, --help           print this text
+
+  KATA_AGENT_SERVER_ADDR=unix:///run/agent.sock cloister-agent     # vsock://-1:1024 is the default
+
+A plain process needs root; it makes a mount namespace of its own, so that what it mounts stays there. The policy is
+allow-all: a machine that is not sealed cannot be protected from its host. To build a guest that is: cloister build --help
 `
 
 func main() {
-	if os.Getpid() == 1 {
-		runPID1()
+	if os.Args[0] == layout.PausePath {
+		pause()
 		return
 	}
-	switch {
-	case len(os.Args) == 3 && os.Args[1] == unlockCommand:
+	if os.Getpid() == 1 {
+		if _, err := os.Stat(layout.BootConfigPath); !errors.Is(err, fs.ErrNotExist) {
+			runPID1(sealedGuest)
+			return
+		}
+	}
+	if len(os.Args) == 3 && os.Args[1] == unlockCommand {
 		path, err := boot.UnlockDisk(os.Args[2], unlock)
 		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			fail(1, err)
 		}
 		fmt.Println(path)
-	case len(os.Args) == 2 && (os.Args[1] == "--version" || os.Args[1] == "-v"):
-		fmt.Println("cloister-agent", version.String())
-	case len(os.Args) == 2 && (os.Args[1] == "--help" || os.Args[1] == "-h"):
-		fmt.Print(usage)
-	default:
-		fmt.Fprint(os.Stderr, "cloister-agent: not started as PID 1; nothing done\n\n", usage)
-		os.Exit(2)
+		return
 	}
+	a, err := parseArguments(os.Args[1:])
+	switch {
+	case err != nil:
+		fmt.Fprint(os.Stderr, usage, "\n")
+		fail(2, err)
+	case a.help:
+		fmt.Print(usage)
+	case a.version:
+		fmt.Println("cloister-agent", version.String())
+	case os.Getpid() == 1:
+		runPID1(a.guestImage)
+	default:
+		if err := a.plainProcess(); err != nil {
+			fail(1, err)
+		}
+	}
+}
+
+func fail(code int, err error) {
+	fmt.Fprintln(os.Stderr, "cloister-agent:", err)
+	os.Exit(code)
+}
+
+// arguments are those of a guest that is not sealed.
+type arguments struct {
+	help, version   bool
+	config, runtime string
+}
+
+// parseArguments reads a command line. "init" is taken as Kata's agent takes it, and has no meaning here: the OCI
+// runtime starts containers.
+func parseArguments(args []string) (a arguments, err error) {
+	for len(args) > 0 {
+		name := args[0]
+		args = args[1:]
+		switch name {
+		case "-h", "--help":
+			a.help = true
+		case "-v", "--version":
+			a.version = true
+		case "init":
+			if os.Getpid() != 1 {
+				return a, errors.New("init is what the kernel starts: this is not PID 1")
+			}
+		case "-c", "--config", "--runtime":
+			if len(args) == 0 || args[0] == "" {
+				return a, fmt.Errorf("%s needs a path", name)
+			}
+			if name == "--runtime" {
+				a.runtime = args[0]
+			} else {
+				a.config = args[0]
+			}
+			args = args[1:]
+		default:
+			if os.Getpid() == 1 { // the kernel hands on what it does not know of its command line
+				continue
+			}
+			return a, fmt.Errorf("%.100q is no option", name)
+		}
+	}
+	return a, nil
 }

@@ -28,10 +28,14 @@ func TestCommandLine(t *testing.T) {
 		code int
 		text string
 	}{
-		"":          {2, "not started as PID 1"},
-		"--bogus":   {2, "cloister build --help"},
-		"--version": {0, "cloister-agent 0."},
-		"--help":    {0, "guest agent"},
+		"--bogus":     {2, `"--bogus" is no option`},
+		"-c":          {2, "-c needs a path"},
+		"--runtime":   {2, "--runtime needs a path"},
+		"init":        {2, "this is not PID 1"},
+		"-c /no/such": {1, "/no/such"},
+		"-v":          {0, "cloister-agent 0."},
+		"--version":   {0, "cloister-agent 0."},
+		"--help":      {0, "guest agent"},
 	} {
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), runMain+"=1", "CLOISTER_TEST_ARGS="+args)

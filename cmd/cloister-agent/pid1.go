@@ -20,9 +20,9 @@ import (
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
-// runPID1 boots the guest and serves until the sandbox is destroyed. Whatever happens, it ends in a power-off: there
-// is no shell and nothing to go on with, and a PID 1 that returns would only panic the kernel.
-func runPID1() {
+// runPID1 runs an agent that is PID 1, of one kind or the other, and powers the machine off whatever happens: the end
+// of PID 1 would be a kernel panic.
+func runPID1(agent func(ctx context.Context, log *slog.Logger) error) {
 	// The runtime's traces show what functions were called with, maybe a part of a key, and the host reads the console.
 	debug.SetTraceback("none")
 	log := slog.New(consoleHandler(slog.LevelInfo))
@@ -33,15 +33,15 @@ func runPID1() {
 		}
 	}()
 	log.Info("cloister-agent starts", "version", version.String(), "handover_ms", uptime().Milliseconds())
-	if err := bootAndServe(log); err != nil {
+	if err := agent(context.Background(), log); err != nil {
 		log.Error("cannot go on, powering off", "error", err)
 		return
 	}
 	log.Info("sandbox is destroyed, powering off")
 }
 
-func bootAndServe(log *slog.Logger) error {
-	ctx := context.Background()
+// sealedGuest boots a guest from an initramfs of ours and serves.
+func sealedGuest(ctx context.Context, log *slog.Logger) error {
 	reaper, err := proc.New(log)
 	if err != nil {
 		return err
@@ -53,7 +53,14 @@ func bootAndServe(log *slog.Logger) error {
 	for _, s := range guest.Stages {
 		log.Info("boot stage", "stage", s.Name, "ms", s.Duration.Milliseconds())
 	}
-	return serve(ctx, guest, reaper, slog.New(consoleHandler(level(guest.Config.LogLevel))))
+	log, logs := newLog(level(guest.Config.LogLevel), guest.Config.LogPort)
+	s, err := sealedSetup(guest, log)
+	if err != nil {
+		return err
+	}
+	s.side.logs = logs
+	defer guest.RegistryAuth.Wipe()
+	return serve(ctx, s, reaper, log)
 }
 
 // callers names the functions on the stack, and where they are, without their arguments.

@@ -5,56 +5,106 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/cloister-cc/cloister/agent"
-	"github.com/cloister-cc/cloister/agent/boot"
+	"github.com/cloister-cc/cloister/agent/cdi"
+	"github.com/cloister-cc/cloister/agent/cgroup"
+	"github.com/cloister-cc/cloister/agent/hooks"
 	"github.com/cloister-cc/cloister/agent/kernel"
 	"github.com/cloister-cc/cloister/agent/netdev"
+	"github.com/cloister-cc/cloister/agent/oci"
 	"github.com/cloister-cc/cloister/agent/proc"
 	"github.com/cloister-cc/cloister/agent/runtime"
 	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
-	"github.com/cloister-cc/cloister/keys"
-	"github.com/cloister-cc/cloister/keys/sealed"
 	"github.com/cloister-cc/cloister/rpc"
+	"github.com/cloister-cc/cloister/storage/share"
+	"github.com/cloister-cc/cloister/storage/volume"
 )
 
-// shutdownTimeout is how long requests may take to end once the sandbox is destroyed; the answer to DestroySandbox
-// itself is among them.
+// shutdownTimeout bounds how long the answer to the last request may take to leave.
 const shutdownTimeout = 5 * time.Second
 
-// imagesDir is the image store. With a path of at most 20 bytes, an image can have 127 layers, see package store.
-const imagesDir = boot.ScratchDir + "/img"
+// setup is what serving needs to know, whatever it was read from. The zero value denies every request.
+type setup struct {
+	// address is where the agent API is served, in the form of rpc.Listen.
+	address string
+	// policy decides on requests: layout.PolicyDenyAll, also when empty, or layout.PolicyAllowAll.
+	policy string
+	images image.Config
+	// pullTimeout bounds the pull of an image; 0 bounds it by the request alone.
+	pullTimeout time.Duration
+	// runtime is the OCI runtime's program, stateDir the folder for its state.
+	runtime, stateDir string
+	// seccomp says that the runtime applies seccomp profiles.
+	seccomp bool
+	// cgroups are nil on a machine where none can be made.
+	cgroups *cgroup.Hierarchy
+	// guest says that the machine is the agent's own.
+	guest bool
+	// privileged allows privileged containers.
+	privileged bool
+	pipeSize   int
+	// hookPath is the one folder of hooks that the host may name; anyHookPath lets it name each.
+	hookPath    string
+	anyHookPath bool
+	cdiTimeout  time.Duration
+	// openSecret opens sealed secrets; nil opens none.
+	openSecret func(ctx context.Context, text string) (string, error)
+	side       side
+}
 
-// serve wires the parts together and serves the agent API until the sandbox is destroyed.
-func serve(ctx context.Context, guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) error {
-	sandbox, err := newSandbox(guest, reaper, log)
+// serve runs the agent API until the sandbox has been destroyed.
+func serve(ctx context.Context, s setup, reaper *proc.Reaper, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sandbox, closers, err := newSandbox(s, reaper, log)
 	if err != nil {
 		return err
 	}
-	server, err := rpc.NewServer(sandbox, gate(guest.Config.Policy), log, version.String())
+	defer closers.close(log)
+	m, err := newMachine(s, sandbox)
 	if err != nil {
 		return err
 	}
-	address := fmt.Sprintf("vsock://-1:%d", port(guest.Config))
-	listener, err := rpc.Listen(address)
+	tracer := s.side.tracer(log)
+	defer func() { _ = tracer.Close(ctx) }() // what is left of spans is dropped with the machine
+	server, err := rpc.NewServer(rpc.Config{
+		Sandbox: sandbox, Machine: m, Gate: gate(s.policy), Log: log, Version: version.String(), Wrap: wrap(tracer, m.metrics),
+	})
 	if err != nil {
 		return err
 	}
+	listener, err := rpc.Listen(s.address)
+	if err != nil {
+		return err
+	}
+	stopSide, err := s.side.start(ctx, reaper, log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer stopSide()
+	return run(ctx, server, listener, sandbox, s, log)
+}
+
+func run(ctx context.Context, server *rpc.Server, l net.Listener, sandbox *agent.Sandbox, s setup, log *slog.Logger) error {
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(ctx, listener) }()
-	log.Info("agent API is served", "address", address, "policy", policyName(guest.Config.Policy), "up_ms", uptime().Milliseconds())
+	go func() { failed <- server.Serve(ctx, l) }()
+	log.Info("agent API is served", "address", s.address, "policy", policyName(s.policy), "up_ms", uptime().Milliseconds())
 	logMemory(ctx, log, "idle")
 	select {
 	case <-sandbox.Done():
 		logMemory(ctx, log, "end")
+	case <-ctx.Done():
+		return errors.Join(server.Close(), <-failed, sandbox.Destroy(context.WithoutCancel(ctx)))
 	case err := <-failed:
 		return errors.Join(errors.New("the agent API ended by itself"), err)
 	}
@@ -66,76 +116,103 @@ func serve(ctx context.Context, guest *boot.Guest, reaper *proc.Reaper, log *slo
 	return nil
 }
 
-func newSandbox(guest *boot.Guest, reaper *proc.Reaper, log *slog.Logger) (*agent.Sandbox, error) {
-	images, err := newImages(guest, log)
-	if err != nil {
-		return nil, err
+// closers are what is to be closed at the end, the last first.
+type closers []func() error
+
+func (c closers) close(log *slog.Logger) {
+	for i := range c {
+		if err := c[len(c)-1-i](); err != nil {
+			log.Warn("not everything was closed in order", "error", err)
+		}
 	}
-	crun, err := runtime.New(runtime.Config{Command: boot.RuntimePath, Root: filepath.Join(boot.RunDir, "crun"), Reaper: reaper})
+}
+
+func newSandbox(s setup, reaper *proc.Reaper, log *slog.Logger) (_ *agent.Sandbox, c closers, err error) {
+	defer func() {
+		if err != nil {
+			c.close(log)
+			c = nil
+		}
+	}()
+	images, err := image.New(s.images)
 	if err != nil {
-		return nil, err
+		return nil, c, err
+	}
+	c = append(c, func() error { images.Close(); return nil })
+	crun, err := runtime.New(runtime.Config{Command: s.runtime, Root: s.stateDir, Reaper: reaper, NoCgroups: s.cgroups == nil, Log: log})
+	if err != nil {
+		return nil, c, err
 	}
 	links := netdev.New()
 	if err := links.LoopbackUp(); err != nil {
-		return nil, err
+		return nil, c, err
 	}
-	return agent.NewSandbox(agent.Config{
-		Images: images, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, OpenSecret: openFunc(guest.Secrets), Log: log,
-	})
+	config := agent.Config{
+		Images: timedImages{images, s.pullTimeout}, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, OpenSecret: s.openSecret, Log: log,
+		Privileged: s.privileged, PipeSize: s.pipeSize, Hooks: s.hooks, Devices: s.devices,
+	}
+	more, err := addStorages(&config)
+	c = append(c, more...)
+	if err != nil {
+		return nil, c, err
+	}
+	more, err = addCgroups(&config, s, log)
+	c = append(c, more...)
+	if err != nil {
+		return nil, c, err
+	}
+	sandbox, err := agent.NewSandbox(config)
+	return sandbox, c, err
 }
 
-func newImages(guest *boot.Guest, log *slog.Logger) (*image.Service, error) {
-	ca, err := certPool(guest.RegistryCA)
+// addStorages gives a sandbox the files from the host, and volumes.
+func addStorages(config *agent.Config) (closers, error) {
+	root := filepath.Join(agent.DefaultRunDir, oci.SharedDir)
+	dir, err := share.Open(root, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer guest.RegistryAuth.Wipe()
-	return image.New(image.Config{
-		Root:        imagesDir,
-		CA:          ca,
-		Auth:        guest.RegistryAuth.Bytes(),
-		Keys:        keyFunc(guest.ImageKeys),
-		Log:         log,
-		PauseRootfs: boot.PauseRootfs,
-	})
-}
-
-// certPool reads the CA of the sealed initramfs. There is no other: without it, no registry is trusted.
-func certPool(pem []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if len(pem) > 0 && !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New("the registry CA in the initramfs holds no certificate")
+	config.Share = shared{dir, share.NewStale(root, share.KernelMounts())}
+	volumes, err := volume.New(volume.Config{RunDir: agent.DefaultRunDir})
+	if err != nil {
+		return closers{dir.Close}, err
 	}
-	return pool, nil
+	config.Volumes = storages{volumes}
+	return closers{dir.Close}, nil
 }
 
-// keyFunc gives image the one thing it needs of keys.
-func keyFunc(provider keys.Provider) func(context.Context, string) ([]byte, error) {
-	return func(ctx context.Context, uri string) ([]byte, error) {
-		secret, err := provider.Get(ctx, uri)
-		if errors.Is(err, keys.ErrNotFound) {
-			return nil, fmt.Errorf("%w: %s", image.ErrNoKey, uri)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return secret.Bytes(), nil
+// addCgroups gives a sandbox the control groups of the machine, if it has them.
+func addCgroups(config *agent.Config, s setup, log *slog.Logger) (closers, error) {
+	config.Controllers = []string{}
+	if s.cgroups == nil {
+		return nil, nil
 	}
-}
-
-// openFunc gives agent the one thing it needs of sealed secrets.
-func openFunc(provider keys.Provider) func(context.Context, string) (string, error) {
-	return func(ctx context.Context, text string) (string, error) {
-		secret, err := sealed.Open(ctx, text, provider)
-		if err != nil {
-			return "", err
-		}
-		defer secret.Wipe()
-		return string(secret.Bytes()), nil
+	controllers, err := s.cgroups.Controllers()
+	if err != nil {
+		return nil, err
 	}
+	watcher, err := cgroup.NewWatcher(*s.cgroups, log)
+	if err != nil {
+		return nil, err
+	}
+	config.Cgroups, config.OOM, config.Controllers = s.cgroups, watcher, append(config.Controllers, controllers...)
+	return closers{watcher.Close}, nil
 }
 
-// gate turns the boot config's policy into a Gate; whatever is not known denies.
+// hooks finds the guest's hooks in the folder that the host names, if it may name it.
+func (s setup) hooks(dir string) (*specs.Hooks, error) {
+	if !s.anyHookPath && dir != s.hookPath {
+		return nil, errors.New("the boot config does not name this folder")
+	}
+	return hooks.Find("/", dir)
+}
+
+// devices adds the devices that a container's annotations name.
+func (s setup) devices(ctx context.Context, spec *specs.Spec, annotations map[string]string) error {
+	return cdi.Inject(ctx, spec, annotations, cdi.DefaultDirs(), s.cdiTimeout)
+}
+
+// gate returns the one for a policy; what is not known denies.
 func gate(policy string) rpc.Gate {
 	if policy == layout.PolicyAllowAll {
 		return rpc.AllowAll
@@ -148,11 +225,4 @@ func policyName(policy string) string {
 		return layout.PolicyDenyAll
 	}
 	return policy
-}
-
-func port(c *layout.BootConfig) uint32 {
-	if c.Port == 0 {
-		return layout.DefaultPort
-	}
-	return c.Port
 }

@@ -12,6 +12,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/cloister-cc/cloister/agent/agenttest"
 	"github.com/cloister-cc/cloister/rpc"
 )
 
@@ -30,7 +31,7 @@ func (stub) ReadStderr(context.Context, string, string, int) ([]byte, error) {
 
 func serveStub(t *testing.T, gate rpc.Gate) (address string) {
 	t.Helper()
-	server, err := rpc.NewServer(stub{}, gate, nil, "7.8.9")
+	server, err := rpc.NewServer(rpc.Config{Sandbox: stub{}, Machine: agenttest.Machine{}, Gate: gate, Version: "7.8.9"})
 	if err != nil {
 		t.Fatal(err)
 	}

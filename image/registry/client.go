@@ -26,6 +26,8 @@ const MaxManifestSize = 4 << 20
 type Config struct {
 	// CA holds the certificates that registries are checked against; nil trusts none.
 	CA *x509.CertPool
+	// PlainLoopback lets a registry on a loopback address be spoken to without TLS, if it has none.
+	PlainLoopback bool
 	// Auth holds credentials; nil means none.
 	Auth *Auth
 	// UserAgent is sent with requests.
@@ -40,7 +42,7 @@ type Client struct {
 
 // New returns a client. It opens no connection.
 func New(c Config) *Client {
-	client := newHTTPClient(strict{newTransport(c.CA)})
+	client := newHTTPClient(strict{newTransport(c.CA), c.PlainLoopback})
 	header := http.Header{"User-Agent": {c.UserAgent}}
 	authorizer := docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),

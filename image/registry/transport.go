@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -56,7 +57,10 @@ var acceptManifests = strings.Join([]string{
 }, ", ")
 
 // strict is the one place that every request passes: the registry's own, redirects, and requests for tokens.
-type strict struct{ next http.RoundTripper }
+type strict struct {
+	next          http.RoundTripper
+	plainLoopback bool
+}
 
 // limitKey is the context key of the largest response body in bytes.
 type limitKey struct{}
@@ -79,6 +83,10 @@ func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Header.Set("Accept", acceptManifests)
 	}
 	resp, err := s.next.RoundTrip(req)
+	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain && s.plainLoopback && isLoopback(req.URL.Hostname()) && req.Body == nil {
+		req.URL.Scheme = "http" // the request is a clone
+		resp, err = s.next.RoundTrip(req)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +100,12 @@ func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &limitedBody{ReadCloser: resp.Body, left: limit}
 	return resp, nil
+}
+
+// isLoopback tells whether a host is this machine whatever a name server says.
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
 // CloseIdleConnections lets an http.Client close what it keeps open.

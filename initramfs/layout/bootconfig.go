@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path"
 	"strings"
 )
 
@@ -49,7 +50,28 @@ type BootConfig struct {
 	Port uint32 `json:"port,omitempty"`
 	// LogLevel is debug, info, warn or error; empty means info.
 	LogLevel string `json:"log_level,omitempty"`
+	// LogPort is a vsock port on which the host can read the agent's log; 0 offers it on the console alone.
+	LogPort uint32 `json:"log_port,omitempty"`
+	// DebugConsole gives whoever connects to DebugConsolePort a shell in the guest, if its root file system has one. It is
+	// for development: the guest has no secrets then.
+	DebugConsole bool `json:"debug_console,omitempty"`
+	// Privileged allows containers that reach out of themselves into the guest.
+	Privileged bool `json:"privileged,omitempty"`
+	// GuestHookPath is the folder of the root file system with hooks, which the host may name as guest_hook_path; empty
+	// allows none.
+	GuestHookPath string `json:"guest_hook_path,omitempty"`
+	// ContainerPipeSize is the size of the pipes of containers' standard streams in bytes, at most MaxPipeSize; 0 means the
+	// kernel's default.
+	ContainerPipeSize int `json:"container_pipe_size,omitempty"`
+	// Tracing writes an OpenTelemetry span of each request to the log.
+	Tracing bool `json:"tracing,omitempty"`
 }
+
+// MaxPipeSize bounds BootConfig.ContainerPipeSize, in bytes.
+const MaxPipeSize = 64 << 20
+
+// DebugConsolePort is the vsock port of the debug console, which kata-runtime's exec expects.
+const DebugConsolePort = 1026
 
 // DefaultPort is the vsock port on which the Kata shim expects the agent API.
 const DefaultPort = 1024
@@ -156,8 +178,19 @@ func (c *BootConfig) Validate() error {
 	default:
 		return fmt.Errorf("boot config: log level %q is none of debug, info, warn, error", c.LogLevel)
 	}
-	if c.Port == anyPort {
-		return fmt.Errorf("boot config: port %d would let the kernel choose one", c.Port)
+	for _, port := range []uint32{c.Port, c.LogPort} {
+		if port == anyPort {
+			return fmt.Errorf("boot config: port %d would let the kernel choose one", port)
+		}
+	}
+	if c.LogPort != 0 && (c.LogPort == c.Port || c.LogPort == DebugConsolePort || c.Port == 0 && c.LogPort == DefaultPort) {
+		return fmt.Errorf("boot config: log port %d is the port of something else", c.LogPort)
+	}
+	if p := c.GuestHookPath; p != "" && (!path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0)) {
+		return fmt.Errorf("boot config: guest hook path %q is not a clean absolute path", p)
+	}
+	if n := c.ContainerPipeSize; n < 0 || n > MaxPipeSize {
+		return fmt.Errorf("boot config: container pipe size %d is not between 0 and %d bytes", n, MaxPipeSize)
 	}
 	return c.Root.validate()
 }

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/cloister-cc/cloister/agent"
+)
+
+// timedImages bounds how long an image may take, unless timeout is 0; it implements agent.Images.
+type timedImages struct {
+	agent.Images
+	timeout time.Duration
+}
+
+// Mount implements agent.Images.
+func (t timedImages) Mount(ctx context.Context, containerID, reference, target string) error {
+	if t.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t.timeout)
+		defer cancel()
+	}
+	return t.Images.Mount(ctx, containerID, reference, target)
+}

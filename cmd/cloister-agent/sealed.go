@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Cloister Authors.
+
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/cloister-cc/cloister/agent/boot"
+	"github.com/cloister-cc/cloister/agent/cgroup"
+	"github.com/cloister-cc/cloister/image"
+	"github.com/cloister-cc/cloister/initramfs/layout"
+	"github.com/cloister-cc/cloister/keys"
+	"github.com/cloister-cc/cloister/keys/sealed"
+)
+
+// imagesDir is the image store on scratch. Its path must be short: it is part of every layer's in an overlay's mount
+// options.
+const imagesDir = boot.ScratchDir + "/img"
+
+// sealedSetup is the setup of a guest that was booted from an initramfs of ours. The boot config alone decides: nothing
+// on the kernel command line, in the environment or in a file of the root file system is looked at.
+func sealedSetup(guest *boot.Guest, log *slog.Logger) (setup, error) {
+	ca, err := certPool(guest.RegistryCA)
+	if err != nil {
+		return setup{}, err
+	}
+	c := guest.Config
+	return setup{
+		address: fmt.Sprintf("vsock://-1:%d", port(c)),
+		policy:  c.Policy,
+		images: image.Config{
+			Root: imagesDir, CA: ca, Auth: guest.RegistryAuth.Bytes(), Keys: keyFunc(guest.ImageKeys), Log: log, PauseRootfs: boot.PauseRootfs,
+		},
+		runtime:    boot.RuntimePath,
+		stateDir:   filepath.Join(boot.RunDir, "crun"),
+		seccomp:    true,
+		cgroups:    &cgroup.Hierarchy{},
+		guest:      true,
+		privileged: c.Privileged,
+		pipeSize:   c.ContainerPipeSize,
+		hookPath:   c.GuestHookPath,
+		openSecret: openFunc(guest.Secrets),
+		side:       side{console: c.DebugConsole, consolePort: layout.DebugConsolePort, logPort: c.LogPort, tracing: c.Tracing},
+	}, nil
+}
+
+// certPool reads the CA of the sealed initramfs. There is no other: without it, no registry is trusted.
+func certPool(pem []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if len(pem) > 0 && !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("the registry CA in the initramfs holds no certificate")
+	}
+	return pool, nil
+}
+
+// keyFunc gives image the one thing it needs of keys.
+func keyFunc(provider keys.Provider) func(context.Context, string) ([]byte, error) {
+	return func(ctx context.Context, uri string) ([]byte, error) {
+		secret, err := provider.Get(ctx, uri)
+		if errors.Is(err, keys.ErrNotFound) {
+			return nil, fmt.Errorf("%w: %s", image.ErrNoKey, uri)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return secret.Bytes(), nil
+	}
+}
+
+// openFunc gives agent the one thing it needs of sealed secrets.
+func openFunc(provider keys.Provider) func(context.Context, string) (string, error) {
+	return func(ctx context.Context, text string) (string, error) {
+		secret, err := sealed.Open(ctx, text, provider)
+		if err != nil {
+			return "", err
+		}
+		defer secret.Wipe()
+		return string(secret.Bytes()), nil
+	}
+}
+
+func port(c *layout.BootConfig) uint32 {
+	if c.Port == 0 {
+		return layout.DefaultPort
+	}
+	return c.Port
+}
