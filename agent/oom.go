@@ -90,7 +90,7 @@ func (s *Sandbox) watchOOM(u *undo, c *container) {
 		c.log.Warn("out-of-memory events are not available", "error", err)
 		return
 	}
-	u.keep("watch for out-of-memory events", func(context.Context) error {
+	u.add("watch for out-of-memory events", func(context.Context) error {
 		s.cfg.OOM.Remove(c.cgroup)
 		return nil
 	})

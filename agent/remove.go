@@ -92,6 +92,9 @@ func (s *Sandbox) tearDown(ctx context.Context, c *container) error {
 			return err
 		}
 	}
+	if s.cfg.OOM != nil { // while the group is there, or its last events are lost
+		s.cfg.OOM.Remove(c.cgroup)
+	}
 	if err := s.cfg.Runtime.Delete(ctx, c.id); err != nil {
 		return err
 	}

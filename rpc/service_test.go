@@ -86,7 +86,8 @@ func TestRequests(t *testing.T) {
 		{"UpdateContainer", `container_id: "c1"`, []string{"update c1 nothing"}, nil},
 		{
 			"UpdateContainer", `container_id: "c1" resources { Devices { Access: "rwm" } Memory { Limit: 7 } }`,
-			[]string{"update c1 memory 7, 1 devices"}, nil,
+			[]string{"update c1 memory 7, 1 devices"},
+			nil,
 		},
 		{
 			"StatsContainer", `container_id: "c1"`,
@@ -112,7 +113,8 @@ func TestRequests(t *testing.T) {
 		{"TtyWinResize", `container_id: "c1" exec_id: "e1" row: 24 column: 80`, []string{`resize c1 "e1" 24 80`}, nil},
 		{
 			"CopyFile", `path: "/p" file_size: 9 file_mode: 33188 dir_mode: 2147484136 uid: 1 gid: 2 offset: 3 data: "x"`,
-			[]string{`copy {Path:/p Size:9 Mode:33188 DirMode:2147484136 UID:1 GID:2 Offset:3 Data:[120]}`}, nil,
+			[]string{`copy {Path:/p Size:9 Mode:33188 DirMode:2147484136 UID:1 GID:2 Offset:3 Data:[120]}`},
+			nil,
 		},
 		{"UpdateEphemeralMounts", `storages { driver: "ephemeral" }`, []string{"ephemeral 1"}, nil},
 		{"GetDiagnosticData", `container_id: "c1" log_type: "termination_log"`, []string{"termination log c1"}, &pb.GetDiagnosticDataResponse{Data: "why"}},

@@ -11,6 +11,9 @@ import (
 	"strings"
 )
 
+// LookPath finds a program in the folders of the environment variable PATH.
+func LookPath(program string) (string, error) { return exec.LookPath(program) }
+
 // Run runs a short command of ours to its end and returns what it writes to standard output. If it fails, the error is
 // what it writes to standard error. The end of ctx kills it.
 func (r *Reaper) Run(ctx context.Context, path string, args ...string) (string, error) {

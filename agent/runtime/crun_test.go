@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,35 +21,6 @@ import (
 	"github.com/cloister-cc/cloister/agent/proc"
 )
 
-// realCrun returns a Runtime over the crun that CRUN names. It needs root and cgroup v2, which the test guest has.
-func realCrun(t *testing.T) (*Runtime, *proc.Reaper) {
-	t.Helper()
-	crun := os.Getenv("CRUN")
-	if os.Getenv("CLOISTER_GUEST") != "1" {
-		t.Skip("crun needs root and an undivided cgroup v2 hierarchy: runs in the test guest (CLOISTER_GUEST=1)")
-	}
-	if crun == "" {
-		t.Fatal("the test guest's environment does not say where crun is (CRUN)")
-	}
-	reaper, err := proc.New(slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = reaper.Close() })
-	var fs unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH) })
-	}
-	r, err := New(Config{Command: crun, Root: t.TempDir(), Reaper: reaper})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r, reaper
-}
-
 // bundle makes a bundle whose root file system holds this test binary.
 func bundle(t *testing.T, id string, args ...string) string {
 	t.Helper()
@@ -59,14 +29,14 @@ func bundle(t *testing.T, id string, args ...string) string {
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := copyProgram("/proc/self/exe", filepath.Join(root, "program")); err != nil {
+	if err := copyProgram(program(), filepath.Join(root, "program")); err != nil {
 		t.Fatal(err)
 	}
 	result, err := oci.Convert(&specs.Spec{
 		Process:  &specs.Process{Args: append([]string{"/program", inContainer}, args...), Cwd: "/"},
 		Hostname: "inside",
 		Linux:    &specs.Linux{Resources: &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(100))}}},
-	}, oci.Options{ID: id, RunDir: dir, Rootfs: root})
+	}, oci.Options{ID: id, RunDir: dir, Rootfs: root, Controllers: controllers(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

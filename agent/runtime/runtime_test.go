@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == inContainer {
 		os.Exit(containerMain(os.Args[2:]))
 	}
+	if status, ran := rerun(); ran {
+		os.Exit(status)
+	}
 	goleak.VerifyTestMain(m)
 }
 

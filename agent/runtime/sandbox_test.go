@@ -32,9 +32,9 @@ func (i binaryImages) Mount(_ context.Context, id, reference, target string) err
 	}
 	i.targets[id] = target
 	if reference == busyboxImage {
-		return copyProgram(os.Getenv("CLOISTER_BUSYBOX"), filepath.Join(target, "busybox"))
+		return copyProgram(os.Getenv(busyboxEnv), filepath.Join(target, "busybox"))
 	}
-	return copyProgram("/proc/self/exe", filepath.Join(target, "program"))
+	return copyProgram(program(), filepath.Join(target, "program"))
 }
 
 func (i binaryImages) MountPause(ctx context.Context, id, target string) (*specs.Process, error) {
@@ -214,7 +214,7 @@ func TestSandboxOverCrun(t *testing.T) {
 func TestTerminateOverCrun(t *testing.T) {
 	p := newPod(t)
 	// A Go program handles every signal, so this takes another.
-	busybox := os.Getenv("CLOISTER_BUSYBOX")
+	busybox := os.Getenv(busyboxEnv)
 	if busybox == "" {
 		t.Fatal("the test guest's environment does not say where busybox is (CLOISTER_BUSYBOX)")
 	}

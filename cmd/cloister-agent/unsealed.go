@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/cloister-cc/cloister/agent/boot"
 	"github.com/cloister-cc/cloister/agent/config"
+	"github.com/cloister-cc/cloister/agent/logport"
 	"github.com/cloister-cc/cloister/agent/proc"
 	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/initramfs/layout"
@@ -55,11 +55,17 @@ func (a arguments) plainProcess() error {
 
 // serve reads the settings and serves; pid1 says that the whole machine is the agent's.
 func (a arguments) serve(ctx context.Context, log *slog.Logger, pid1 bool) error {
-	c, err := a.settings(log)
+	c, warnings, err := a.settings()
+	var logs *logport.Fanout
+	if c != nil {
+		log, logs = newLog(c.LogLevel, c.LogPort)
+	}
+	for _, w := range warnings {
+		log.Warn("setting", "source", w.Source, "setting", w.Setting, "effect", w.Text)
+	}
 	if err != nil {
 		return err
 	}
-	log, logs := newLog(c.LogLevel, c.LogPort)
 	reaper, err := proc.New(log)
 	if err != nil {
 		return err
@@ -76,25 +82,22 @@ func (a arguments) serve(ctx context.Context, log *slog.Logger, pid1 bool) error
 	return serve(ctx, s, reaper, log)
 }
 
-// settings reads them from where Kata's agent does, and says what of them it does not take.
-func (a arguments) settings(log *slog.Logger) (*config.Config, error) {
+// settings reads them from where Kata's agent does.
+func (a arguments) settings() (*config.Config, []config.Warning, error) {
 	f, err := os.Open("/proc/cmdline")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
 	line, err := io.ReadAll(io.LimitReader(f, config.MaxCommandLine+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the kernel command line: %w", err)
+		return nil, nil, fmt.Errorf("read the kernel command line: %w", err)
 	}
 	c, warnings, err := config.Load(config.Options{CommandLine: string(line), File: a.config, Env: os.LookupEnv})
-	for _, w := range warnings {
-		log.Warn("setting", "source", w.Source, "name", w.Setting, "effect", w.Text)
-	}
 	if err != nil {
-		return nil, err
+		return nil, warnings, err
 	}
-	return c, refusePolicy(c)
+	return c, warnings, refusePolicy(c)
 }
 
 // refusePolicy stops an agent that was given a policy that it cannot enforce: without it, every request would pass.
@@ -113,7 +116,7 @@ func refusePolicy(c *config.Config) error {
 func (a arguments) setup(ctx context.Context, c *config.Config, reaper *proc.Reaper, log *slog.Logger) (setup, error) {
 	runtime := a.runtime
 	if runtime == "" {
-		found, err := exec.LookPath("crun")
+		found, err := proc.LookPath("crun")
 		if err != nil {
 			return setup{}, fmt.Errorf("find the OCI runtime: %w: install crun, or name it by --runtime", err)
 		}

@@ -27,7 +27,14 @@ func Packages() []Package {
 	return []Package{
 		{Path: "agent", Long: true},
 		{Path: "agent/boot", Long: true},
+		{Path: "agent/cdi", Long: true},
+		{Path: "agent/cgroup", Long: true},
+		{Path: "agent/config", Files: []string{"docs/configuration.md"}, Long: true},
+		{Path: "agent/debugconsole", Long: true},
+		{Path: "agent/hooks", Long: true},
 		{Path: "agent/kernel", Long: true},
+		{Path: "agent/logport", Long: true},
+		{Path: "agent/metrics", Long: true},
 		{Path: "agent/netdev", Long: true},
 		{Path: "agent/oci", Long: true},
 		{Path: "agent/proc"},
@@ -44,6 +51,7 @@ func Packages() []Package {
 		{Path: "keys/sealed", Long: true},
 		{Path: "rpc", Long: true},
 		{Path: "rpc/pb", Long: true},
+		{Path: "rpc/trace", Long: true},
 		{Path: "se", Long: true},
 		{Path: "se/uvsim", Long: true},
 		{Path: "se/xts", Long: true},
@@ -51,7 +59,9 @@ func Packages() []Package {
 		{Path: "storage/dm", Long: true},
 		{Path: "storage/luks", Long: true},
 		{Path: "storage/mount", Long: true},
+		{Path: "storage/share", Long: true},
 		{Path: "storage/verity", Long: true},
+		{Path: "storage/volume", MaySkip: []string{"TestKernelHugePages"}, Long: true},
 	}
 }
 

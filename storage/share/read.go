@@ -13,7 +13,8 @@ import (
 
 // ReadHead returns the first bytes, at most limit, of a regular file below the shared folder, such as the message that a
 // container leaves for its end, of which Kata returns the first 4096 bytes. A link, FIFO or device is refused by
-// OpenBeneath without being opened, and so can neither block nor do anything; a folder fails to be read. A missing file is fs.ErrNotExist.
+// OpenBeneath without being opened, and so can neither block nor do anything; a folder fails to be read. A missing file
+// is fs.ErrNotExist.
 func (d *Dir) ReadHead(name string, limit int64) ([]byte, error) {
 	f, err := d.OpenBeneath(name)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -270,6 +271,7 @@ func TestBlocked(t *testing.T) {
 		if t.Context().Err() != nil {
 			t.Fatal(t.Context().Err())
 		}
+		runtime.Gosched()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -69,12 +70,19 @@ func (w *world) killerWithAgent(t *testing.T) string {
 // kill connects to the port on which the killer waits.
 func kill(t *testing.T, vm *qemu.VM) {
 	t.Helper()
+	dialPort(t, vm, 1999)
+}
+
+// dialPort connects to a vsock port of the guest, without waiting for the answer.
+func dialPort(t *testing.T, vm *qemu.VM, port int) net.Conn {
+	t.Helper()
 	socket := strings.TrimSuffix(strings.TrimPrefix(vm.AgentAddress(), "hvsock://"), ":1024")
 	conn, err := net.Dial("unix", socket)
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	_, err = conn.Write([]byte("CONNECT 1999\n"))
+	_, err = fmt.Fprintf(conn, "CONNECT %d\n", port)
 	must(t, err)
+	return conn
 }
 
 // nothingOnTheConsole searches a console for the guest's keys and a canary.
