@@ -31,6 +31,9 @@ type Config struct {
 	CA *x509.CertPool
 	// PlainLoopback lets a registry on this machine's loopback addresses be spoken to without TLS, if it has none.
 	PlainLoopback bool
+	// HTTPSProxy is the URL of the proxy by which registries are reached, NoProxy lists with commas what is reached without.
+	// Empty means no proxy; the environment is not looked at.
+	HTTPSProxy, NoProxy string
 	// Auth holds the bytes of an auth.json, see registry.ParseAuth; empty means no credentials. The caller may wipe it
 	// once New has returned.
 	Auth []byte

@@ -50,7 +50,7 @@ func New(c Config) (*Service, error) {
 	}
 	return &Service{
 		config:    c,
-		registry:  registry.New(registry.Config{CA: c.CA, PlainLoopback: c.PlainLoopback, Auth: auth, UserAgent: "cloister"}),
+		registry:  registry.New(registry.Config{CA: c.CA, PlainLoopback: c.PlainLoopback, Auth: auth, UserAgent: "cloister", HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy}),
 		store:     s,
 		slots:     make(chan struct{}, c.Limits.Parallel),
 		manifests: make(map[digest.Digest]*registry.Image),

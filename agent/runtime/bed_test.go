@@ -149,38 +149,43 @@ func enterCgroup() (leave func() error, err error) {
 	for _, controller := range []string{"cpu", "memory", "pids"} { // those that there are
 		_ = os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+"+controller), 0o600)
 	}
-	group := filepath.Join(cgroupRoot, fmt.Sprintf("cloister-test-%d", os.Getpid()))
-	tests := filepath.Join(group, "tests")
-	for _, dir := range []string{group, tests} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return nil, err
-		}
-	}
 	home, err := ownCgroup()
 	if err != nil {
 		return nil, err
 	}
-	if err := joinCgroup(group); err != nil {
-		return nil, err
-	}
-	// The root of the namespace is the group that this program is in now. It moves on, so that the root may have
-	// controllers for the groups in it.
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return nil, fmt.Errorf("make a cgroup namespace: %w", err)
-	}
-	if err := joinCgroup(tests); err != nil {
-		return nil, err
-	}
-	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", 0, ""); err != nil {
-		return nil, fmt.Errorf("mount cgroup v2: %w", err)
-	}
-	return func() error {
-		err := errors.Join(unix.Unmount(cgroupRoot, unix.MNT_DETACH), joinCgroup(filepath.Join(cgroupRoot, home)))
+	group := filepath.Join(cgroupRoot, fmt.Sprintf("cloister-test-%d", os.Getpid()))
+	tests := filepath.Join(group, "tests")
+	goHome := func() error {
+		err := joinCgroup(filepath.Join(cgroupRoot, home))
 		for _, dir := range []string{tests, group} {
 			err = errors.Join(err, removeGroups(dir))
 		}
 		return err // the thread is never unlocked, and ends with the program
-	}, nil
+	}
+	if err := enterGroups(group, tests); err != nil {
+		return nil, errors.Join(err, goHome())
+	}
+	if err := unix.Mount(group, cgroupRoot, "", unix.MS_BIND, ""); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount a part of cgroup v2: %w", err), goHome())
+	}
+	return func() error { return errors.Join(unix.Unmount(cgroupRoot, unix.MNT_DETACH), goHome()) }, nil
+}
+
+// enterGroups makes a group the root of a cgroup namespace of this thread, and then moves the program into a group in
+// it, so that the root may have controllers for the groups in it.
+func enterGroups(group, tests string) error {
+	for _, dir := range []string{group, tests} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := joinCgroup(group); err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("make a cgroup namespace: %w", err)
+	}
+	return joinCgroup(tests)
 }
 
 func ownCgroup() (string, error) {

@@ -57,6 +57,8 @@ type setup struct {
 	hookPath    string
 	anyHookPath bool
 	cdiTimeout  time.Duration
+	// visibleCDI lets a container's environment name devices, too.
+	visibleCDI bool
 	// openSecret opens sealed secrets; nil opens none.
 	openSecret func(ctx context.Context, text string) (string, error)
 	side       side
@@ -207,9 +209,20 @@ func (s setup) hooks(dir string) (*specs.Hooks, error) {
 	return hooks.Find("/", dir)
 }
 
-// devices adds the devices that a container's annotations name.
+// devices adds the devices that a container's annotations name, and its environment if it may.
 func (s setup) devices(ctx context.Context, spec *specs.Spec, annotations map[string]string) error {
-	return cdi.Inject(ctx, spec, annotations, cdi.DefaultDirs(), s.cdiTimeout)
+	names, err := cdi.Annotated(annotations)
+	if err != nil {
+		return err
+	}
+	if s.visibleCDI {
+		more, err := cdi.Visible(spec.Process.Env)
+		if err != nil {
+			return err
+		}
+		names = append(names, more...)
+	}
+	return cdi.InjectNamed(ctx, spec, names, cdi.DefaultDirs(), s.cdiTimeout)
 }
 
 // gate returns the one for a policy; what is not known denies.

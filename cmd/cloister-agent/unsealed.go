@@ -143,6 +143,7 @@ func (a arguments) setup(ctx context.Context, c *config.Config, reaper *proc.Rea
 		policy:  layout.PolicyAllowAll,
 		images: image.Config{
 			Root: filepath.Join(unsealedDir, "img"), CA: ca, PlainLoopback: true, Log: log, PauseRootfs: pauseRootfs,
+			HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy,
 		},
 		pullTimeout: c.ImagePullTimeout,
 		runtime:     runtime,
@@ -153,6 +154,7 @@ func (a arguments) setup(ctx context.Context, c *config.Config, reaper *proc.Rea
 		pipeSize:    int(c.ContainerPipeSize),
 		anyHookPath: true,
 		cdiTimeout:  c.CDITimeout,
+		visibleCDI:  c.VisibleCDIDevices,
 		side:        side{logPort: c.LogPort, console: c.DebugConsole, consolePort: c.DebugConsolePort, tracing: c.Tracing},
 	}, nil
 }

@@ -30,6 +30,8 @@ type Config struct {
 	PlainLoopback bool
 	// Auth holds credentials; nil means none.
 	Auth *Auth
+	// HTTPSProxy is the URL of a proxy, NoProxy lists what is reached without it; see golang.org/x/net/http/httpproxy.
+	HTTPSProxy, NoProxy string
 	// UserAgent is sent with requests.
 	UserAgent string
 }
@@ -42,7 +44,7 @@ type Client struct {
 
 // New returns a client. It opens no connection.
 func New(c Config) *Client {
-	client := newHTTPClient(strict{newTransport(c.CA), c.PlainLoopback})
+	client := newHTTPClient(strict{newTransport(c.CA, c.HTTPSProxy, c.NoProxy), c.PlainLoopback})
 	header := http.Header{"User-Agent": {c.UserAgent}}
 	authorizer := docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),

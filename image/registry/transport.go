@@ -13,10 +13,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/net/http/httpproxy"
 )
 
 // dockerHubHost is where docker.io's registry really is.
@@ -32,13 +34,15 @@ const (
 	idleTimeout      = 30 * time.Second
 )
 
-// newTransport returns a transport that knows no certificate but those of pool, and no proxy.
-func newTransport(pool *x509.CertPool) *http.Transport {
+// newTransport returns a transport that knows no certificate but those of pool, and no proxy but that one.
+func newTransport(pool *x509.CertPool, proxy, noProxy string) *http.Transport {
 	if pool == nil {
 		pool = x509.NewCertPool() // a nil RootCAs would mean the system's pool
 	}
 	dialer := &net.Dialer{Timeout: dialTimeout}
+	through := (&httpproxy.Config{HTTPSProxy: proxy, NoProxy: noProxy}).ProxyFunc()
 	return &http.Transport{
+		Proxy:                  func(r *http.Request) (*url.URL, error) { return through(r.URL) },
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    handshakeTimeout,
