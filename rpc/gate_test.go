@@ -6,6 +6,8 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -132,7 +134,7 @@ func TestAllowedMethods(t *testing.T) {
 		"GetOOMEvent", "Check", "Version",
 	}
 	r := newRig(t, &fakeSandbox{}, AllowAll)
-	var got []string
+	var got, missing []string
 	eachMethod(t, func(service, method string, in, out proto.Message) {
 		err := r.raw.Call(t.Context(), service, method, in, out)
 		if status.Code(err) != codes.Unimplemented {
@@ -140,11 +142,19 @@ func TestAllowedMethods(t *testing.T) {
 			return
 		}
 		wantStatus(t, err, codes.Unimplemented, method+" is not implemented")
+		missing = append(missing, method)
 	})
+	doc, err := os.ReadFile("../docs/agent.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := fmt.Sprintf("| the other %d | `UNIMPLEMENTED`: %s |", len(missing), strings.Join(missing, ", ")); !strings.Contains(string(doc), line) {
+		t.Errorf("docs/agent.md does not say: %s", line)
+	}
 	if !slices.Equal(got, served) {
 		t.Errorf("served %q, want %q", got, served)
 	}
-	err := r.raw.Call(t.Context(), "grpc.AgentService", "NoSuchMethod", &pb.CheckRequest{}, &pb.CheckRequest{})
+	err = r.raw.Call(t.Context(), "grpc.AgentService", "NoSuchMethod", &pb.CheckRequest{}, &pb.CheckRequest{})
 	wantStatus(t, err, codes.Unimplemented, "NoSuchMethod")
 }
 

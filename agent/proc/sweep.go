@@ -46,8 +46,26 @@ func (s sightings) update(now time.Time, zombies []zombie, held bool, claimed fu
 	return due
 }
 
+// child is a child process, running or zombie.
+type child struct {
+	zombie
+	exited bool
+}
+
 // findZombies returns the zombies below procDir (a proc file system, see proc_pid_stat(5)) whose parent is parent.
 func findZombies(procDir string, parent int) ([]zombie, error) {
+	children, err := findChildren(procDir, parent)
+	var zombies []zombie
+	for _, c := range children {
+		if c.exited {
+			zombies = append(zombies, c.zombie)
+		}
+	}
+	return zombies, err
+}
+
+// findChildren returns the processes below procDir whose parent is parent.
+func findChildren(procDir string, parent int) ([]child, error) {
 	dir, err := os.Open(procDir)
 	if err != nil {
 		return nil, fmt.Errorf("open proc: %w", err)
@@ -59,7 +77,7 @@ func findZombies(procDir string, parent int) ([]zombie, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	var zombies []zombie
+	var children []child
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
@@ -70,11 +88,11 @@ func findZombies(procDir string, parent int) ([]zombie, error) {
 			continue // it is gone
 		}
 		state, ppid, start, ok := parseStat(stat)
-		if ok && state == "Z" && ppid == parent {
-			zombies = append(zombies, zombie{pid: pid, start: start})
+		if ok && ppid == parent {
+			children = append(children, child{zombie{pid: pid, start: start}, state == "Z"})
 		}
 	}
-	return zombies, nil
+	return children, nil
 }
 
 // parseStat reads state (field 3), parent (4) and start time (22) of /proc/PID/stat. The command name (field 2) is in

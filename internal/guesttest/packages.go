@@ -49,7 +49,7 @@ func Packages() []Package {
 		{Path: "keys", Long: true},
 		{Path: "keys/file", Long: true},
 		{Path: "keys/sealed", Long: true},
-		{Path: "rpc", Long: true},
+		{Path: "rpc", Files: []string{"docs/agent.md"}, Long: true},
 		{Path: "rpc/pb", Long: true},
 		{Path: "rpc/trace", Long: true},
 		{Path: "se", Long: true},
