@@ -172,7 +172,7 @@ func TestTerminalReopened(t *testing.T) {
 
 func TestPipeSize(t *testing.T) {
 	b := runningWith(t, func(c *agent.Config) { c.PipeSize = 1 << 20 })
-	data := bytes.Repeat([]byte("x"), 1<<20)
+	data := bytes.Repeat([]byte("x"), 256<<10)
 	b.start(t, "c1", "cat "+file(t, data)) // ends though nobody reads, for all of it fits
 	b.wantStatus(t, "c1", "", 0)
 	if out := b.stdout(t, "c1", ""); len(out) != len(data) {

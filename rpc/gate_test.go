@@ -42,7 +42,7 @@ func messages(t *testing.T, method string) (service string, in, out proto.Messag
 	return "", nil, nil
 }
 
-func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
+func newMessage(t testing.TB, d protoreflect.MessageDescriptor) proto.Message {
 	t.Helper()
 	mt, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
 	if err != nil {

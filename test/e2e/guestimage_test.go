@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -20,14 +21,14 @@ import (
 )
 
 // The agent as init of a guest image that is not ours: it mounts what an init mounts, takes its settings from the
-// kernel command line, runs a pod, offers its log on the port that was asked for, and powers the machine off.
+// kernel command line, runs a pod, offers its log and a shell on the ports that were asked for, and powers the machine off.
 func TestInitOfAGuestImage(t *testing.T) {
 	t.Parallel()
 	w := need(t)
 	work := t.TempDir()
 	vm, err := qemu.Start(t.Context(), qemu.Config{
 		Arch: w.Arch, Dir: w.Bed.QEMUDir, VsockBackend: w.Bed.VsockBackend, WorkDir: work, Vsock: true, Kernel: w.Bed.Kernel,
-		Initrd: w.guestImage(t, work), Append: qemu.ConsoleArgs(w.Arch) + " agent.log=debug agent.log_vport=1025 agent.unheard_of=1",
+		Initrd: w.guestImage(t, work), Append: qemu.ConsoleArgs(w.Arch) + " agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026 agent.unheard_of=1",
 	})
 	must(t, err)
 	t.Cleanup(func() { _ = vm.Stop() })
@@ -48,6 +49,7 @@ func TestInitOfAGuestImage(t *testing.T) {
 	if log := readLogPort(t, vm); !strings.Contains(log, `"setting":"agent.unheard_of"`) || !strings.Contains(log, `"msg":"container started"`) {
 		t.Errorf("the log port says %q", log)
 	}
+	askConsole(t, vm)
 	must(t, s.Signal(t.Context(), "pod", "", 9))
 	if status, err := s.Wait(t.Context(), "pod", ""); err != nil || status != 128+9 {
 		t.Errorf("the pause program ends with %d, %v", status, err)
@@ -74,6 +76,7 @@ func (w *world) guestImage(t *testing.T, dir string) string {
 		{Path: "/dev/console", Mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, Major: 5, Minor: 1},
 		{Path: "/image/sbin/init", Mode: 0o755, Source: w.Agent},
 		{Path: "/image/usr/bin/crun", Mode: 0o755, Source: w.Bed.Crun},
+		{Path: "/image/bin/sh", Mode: 0o755, Source: w.Bed.Busybox},
 		{Path: "/image/etc/hostname", Mode: 0o644, Data: []byte("guest\n")},
 		{Path: "/image/etc/resolv.conf", Mode: 0o644, Data: nil},
 	}
@@ -112,4 +115,31 @@ func readLogPort(t *testing.T, vm *qemu.VM) string {
 		all.Write(buf[:n])
 	}
 	return all.String()
+}
+
+// askConsole has the shell of the debug console calculate.
+func askConsole(t *testing.T, vm *qemu.VM) {
+	t.Helper()
+	conn := dialPort(t, vm, 1026)
+	_, err := conn.Write([]byte("echo answer $((40+2)) of $(hostname)\n"))
+	must(t, err)
+	var all strings.Builder
+	buf := make([]byte, 4096)
+	for !strings.Contains(all.String(), "answer 42 of guest") {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatalf("the console says %q: %v", all.String(), err)
+		}
+		all.Write(buf[:n])
+	}
+}
+
+// wantClosedPorts: a guest of ours has neither log port nor console unless it was built with them.
+func wantClosedPorts(t *testing.T, vm *qemu.VM) {
+	t.Helper()
+	for _, port := range []int{1025, 1026} {
+		if answer, err := io.ReadAll(dialPort(t, vm, port)); strings.HasPrefix(string(answer), "OK") {
+			t.Errorf("port %d answers %q, %v", port, answer, err)
+		}
+	}
 }

@@ -54,6 +54,7 @@ func TestStory(t *testing.T) {
 	})
 	c, s := connect(t, vm)
 	diskKeyIsGone(t, w, vm)
+	wantClosedPorts(t, vm)
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", []string{"nameserver 10.0.2.3"}))
 	for _, bad := range images.bad {
@@ -128,9 +129,9 @@ func execAndSignals(t *testing.T, s *ctl.Session, ref string) {
 // otherRequests: what is not offered yet says so by name, and unknown ids are told apart.
 func otherRequests(t *testing.T, c *client.Client) {
 	t.Helper()
-	_, err := c.Agent().PauseContainer(t.Context(), &pb.PauseContainerRequest{ContainerId: "pod"})
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "PauseContainer") {
-		t.Errorf("PauseContainer: %v, want UNIMPLEMENTED with the name", err)
+	_, err := c.Agent().AddSwap(t.Context(), &pb.AddSwapRequest{})
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "AddSwap") {
+		t.Errorf("AddSwap: %v, want UNIMPLEMENTED with the name", err)
 	}
 	_, err = c.Agent().WaitProcess(t.Context(), &pb.WaitProcessRequest{ContainerId: "nobody"})
 	if status.Code(err) != codes.InvalidArgument {
