@@ -121,7 +121,7 @@ func readLogPort(t *testing.T, vm *qemu.VM) string {
 func askConsole(t *testing.T, vm *qemu.VM) {
 	t.Helper()
 	conn := dialPort(t, vm, 1026)
-	_, err := conn.Write([]byte("echo answer $((40+2)) of $(hostname)\n"))
+	_, err := conn.Write([]byte("read h </proc/sys/kernel/hostname; echo answer $((40+2)) of $h\n"))
 	must(t, err)
 	var all strings.Builder
 	buf := make([]byte, 4096)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs/layout"
@@ -80,6 +81,7 @@ func dialPort(t *testing.T, vm *qemu.VM, port int) net.Conn {
 	conn, err := net.Dial("unix", socket)
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
+	must(t, conn.SetDeadline(time.Now().Add(bootTimeout)))
 	_, err = fmt.Fprintf(conn, "CONNECT %d\n", port)
 	must(t, err)
 	return conn

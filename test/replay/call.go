@@ -28,7 +28,7 @@ func services() []reflect.Type {
 func messageOf(name string) (proto.Message, error) {
 	for _, service := range services() {
 		if m, ok := service.MethodByName(name); ok {
-			request, ok := reflect.New(m.Type.In(1).Elem()).Interface().(proto.Message)
+			request, ok := reflect.TypeAssert[proto.Message](reflect.New(m.Type.In(1).Elem()))
 			if !ok {
 				return nil, fmt.Errorf("%s takes no message", name)
 			}
@@ -68,10 +68,10 @@ func call(ctx context.Context, c *client.Client, name string, request proto.Mess
 		}
 	}
 	out := method.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(request)})
-	if err, ok := out[1].Interface().(error); ok {
+	if err, ok := reflect.TypeAssert[error](out[1]); ok {
 		return nil, err
 	}
-	response, ok := out[0].Interface().(proto.Message)
+	response, ok := reflect.TypeAssert[proto.Message](out[0])
 	if !ok {
 		return nil, errors.New("the answer is no message")
 	}

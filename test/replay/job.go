@@ -110,10 +110,10 @@ func repeated(send caller, every time.Duration) func(context.Context, *job) erro
 	return func(ctx context.Context, j *job) error {
 		for {
 			response, err := send(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
+			switch {
+			case ctx.Err() != nil:
+				return nil //nolint:nilerr // it was stopped
+			case err != nil:
 				return err
 			}
 			value, err := plain(response)
@@ -162,28 +162,32 @@ func (j *job) wait(ctx context.Context) (outcome, error) {
 
 // until waits for a text in the output.
 func (j *job) until(ctx context.Context, text string) error {
+	return j.await(ctx, fmt.Sprintf("%q", text), func(o outcome) bool { return bytes.Contains(o.output, []byte(text)) })
+}
+
+// atLeast waits for a number of answers.
+func (j *job) atLeast(ctx context.Context, answers int) error {
+	return j.await(ctx, fmt.Sprintf("%d answers", answers), func(o outcome) bool { return o.answers >= answers })
+}
+
+// await waits until the outcome is one with what is described by a text.
+func (j *job) await(ctx context.Context, what string, holds func(outcome) bool) error {
 	for {
+		ended := j.ended() // before the look at the outcome, which then does not change any more
 		j.mu.Lock()
-		found, changed := bytes.Contains(j.outcome.output, []byte(text)), j.changed
-		output := shorten(string(j.outcome.output))
+		found, changed, o := holds(j.outcome), j.changed, j.outcome
 		j.mu.Unlock()
-		if found {
+		switch {
+		case found:
 			return nil
-		}
-		ended := j.ended() // before the look at the output, if it comes to that
-		select {
-		case <-changed:
-			continue
-		default:
-		}
-		if ended {
-			return fmt.Errorf("%s has ended (%s) without %q: output %q", j.rpc, describe(j.result().err), text, output)
+		case ended:
+			return fmt.Errorf("%s has ended (%s) without %s: output %q", j.rpc, describe(o.err), what, shorten(string(o.output)))
 		}
 		select {
 		case <-changed:
 		case <-j.done:
 		case <-ctx.Done():
-			return fmt.Errorf("%s has not given %q: %w: output %q", j.rpc, text, context.Cause(ctx), output)
+			return fmt.Errorf("%s has not given %s: %w: output %q", j.rpc, what, context.Cause(ctx), shorten(string(o.output)))
 		}
 	}
 }

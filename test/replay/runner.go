@@ -62,7 +62,11 @@ func (r *Runner) Run(ctx context.Context, s *Sequence, vars map[string]string) e
 			err = r.step(ctx, step, all)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: step %s: %s: %w", s.Name, step.label, step.what(), err)
+			what := step.what()
+			if expanded, err := expand(what, all); err == nil {
+				what = expanded
+			}
+			return fmt.Errorf("%s: step %s: %s: %w", s.Name, step.label, what, err)
 		}
 	}
 	return nil
@@ -95,25 +99,16 @@ func (r *Runner) step(ctx context.Context, s *Step, vars map[string]string) erro
 	case s.Await != "":
 		return r.await(ctx, s, vars)
 	case s.Stop != "":
-		j, _, err := r.find(s.Stop, vars)
-		if err != nil {
-			return err
-		}
-		j.stop()
-		o, err := j.wait(ctx)
-		if err != nil {
-			return err
-		}
-		return s.Want.check(o, vars)
+		return r.stop(ctx, s, vars)
 	}
 	for _, name := range s.Blocked {
-		j, _, err := r.find(name, vars)
+		j, err := r.find(name, vars)
 		if err != nil {
 			return err
 		}
 		if j.ended() {
 			o := j.result()
-			return fmt.Errorf("%s (%s) has ended: %s, output %q", name, j.rpc, describe(o.err), shorten(string(o.output)))
+			return fmt.Errorf("%s has ended: %s, output %q", j.rpc, describe(o.err), shorten(string(o.output)))
 		}
 	}
 	return nil
@@ -151,7 +146,7 @@ func (r *Runner) background(s *Step, vars map[string]string) error {
 }
 
 func (r *Runner) await(ctx context.Context, s *Step, vars map[string]string) error {
-	j, _, err := r.find(s.Await, vars)
+	j, err := r.find(s.Await, vars)
 	if err != nil {
 		return err
 	}
@@ -172,16 +167,33 @@ func (r *Runner) await(ctx context.Context, s *Step, vars map[string]string) err
 	return nil
 }
 
-func (r *Runner) find(name string, vars map[string]string) (*job, string, error) {
+// stop ends a loop once it has got as many answers as it shall at least.
+func (r *Runner) stop(ctx context.Context, s *Step, vars map[string]string) error {
+	j, err := r.find(s.Stop, vars)
+	if err != nil {
+		return err
+	}
+	if err := j.atLeast(ctx, s.Want.AtLeast); err != nil {
+		return err
+	}
+	j.stop()
+	o, err := j.wait(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Want.check(o, vars)
+}
+
+func (r *Runner) find(name string, vars map[string]string) (*job, error) {
 	name, err := expand(name, vars)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	j := r.jobs[name]
 	if j == nil {
-		return nil, "", fmt.Errorf("nothing is called %q", name)
+		return nil, fmt.Errorf("nothing is called %q", name)
 	}
-	return j, name, nil
+	return j, nil
 }
 
 // check says where an outcome differs from what was wanted.

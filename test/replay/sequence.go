@@ -63,20 +63,21 @@ type Step struct {
 	Blocked []string `json:"blocked"`
 	// Stop ends a loop that would not end by itself.
 	Stop string `json:"stop"`
-	// Do takes the steps of a part, with the variables in Set.
+	// Do takes the steps of a part.
 	Do string `json:"do"`
 
-	As      string            `json:"as"`
-	From    string            `json:"from"`
-	Request any               `json:"request"`
-	EveryMS int               `json:"every_ms"`
-	Until   string            `json:"until"`
-	Set     map[string]string `json:"set"`
-	Want    Want              `json:"want"`
+	As      string `json:"as"`
+	From    string `json:"from"`
+	Request any    `json:"request"`
+	EveryMS int    `json:"every_ms"`
+	Until   string `json:"until"`
+	// Set changes variables for the step, or the steps of a part.
+	Set  map[string]string `json:"set"`
+	Want Want              `json:"want"`
 
 	// label is the step's number, as 3 or, in a part, 3.1.
 	label string
-	// vars are those of the part that it belongs to.
+	// vars is Set, of the part that it belongs to if it does.
 	vars map[string]string
 }
 
@@ -237,6 +238,7 @@ func (l *Library) complete(s *Sequence) error {
 	for i, step := range s.Steps {
 		step.label = fmt.Sprint(i + 1)
 		if step.Do == "" {
+			step.vars = step.Set
 			steps = append(steps, step)
 			continue
 		}
@@ -347,8 +349,8 @@ func checkNames(s *Sequence) error {
 			delete(open, of(step.Stop))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(open)) {
-		return fmt.Errorf("%s: step %s: nothing waits for the end of %q", s.Name, open[name], name)
+	if names := slices.Sorted(maps.Keys(open)); len(names) > 0 {
+		return fmt.Errorf("%s: step %s: nothing waits for the end of %q", s.Name, open[names[0]], names[0])
 	}
 	return nil
 }

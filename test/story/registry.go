@@ -32,7 +32,7 @@ const (
 
 const registryUser = "cloister"
 
-// Registry is a running Docker registry with TLS and a password, on loopback.
+// Registry is a running Docker registry on loopback, with TLS and a password unless it is a plain one.
 type Registry struct {
 	PKI PKI
 	// Auth is an auth.json that holds the password for both names of the registry.
@@ -68,20 +68,46 @@ auth: {htpasswd: {realm: cloister, path: %q}}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
+	return r, r.start(ctx, binary, config)
+}
+
+// StartPlainRegistry starts a registry that has neither TLS nor a password and lets nobody write, with its configuration in
+// dir. It offers what another one holds in root. Stop ends it.
+func StartPlainRegistry(ctx context.Context, binary, dir, root string) (*Registry, error) {
+	r := &Registry{Root: root, done: make(chan struct{})}
+	port, err := freePort(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Port = port
+	config := filepath.Join(dir, "plain-registry.yml")
+	text := fmt.Sprintf(`version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: %q}, maintenance: {readonly: {enabled: true}}}
+http: {addr: "%s:%d"}
+`, r.Root, LoopbackHost, r.Port)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	return r, r.start(ctx, binary, config)
+}
+
+// start runs the registry and waits until it accepts connections; after an error it does not run.
+func (r *Registry) start(ctx context.Context, binary, config string) error {
 	r.cmd = exec.Command(binary, "serve", config) //nolint:noctx // it outlives ctx; Stop ends it
 	r.cmd.Stderr = &r.stderr
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the registry: %w", err)
+		return fmt.Errorf("start the registry: %w", err)
 	}
 	go func() {
 		defer close(r.done)
 		_ = r.cmd.Wait() // how it ended is in r.cmd.ProcessState
 	}()
 	if err := r.ready(ctx); err != nil {
-		return nil, errors.Join(err, r.Stop())
+		return errors.Join(err, r.Stop())
 	}
-	return r, nil
+	return nil
 }
 
 // Host returns the registry's address under one of its two names.
