@@ -4,6 +4,7 @@
 package rpc
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -45,13 +46,18 @@ func (l *shimListener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			continue
 		}
-		return &requestConn{Conn: conn, log: l.log, open: l.open, mine: make(map[uint32]int)}, nil
+		return newRequestConn(conn, l.log, l.open), nil
 	}
+}
+
+func newRequestConn(conn net.Conn, log *slog.Logger, open *openRequests) *requestConn {
+	return &requestConn{Conn: conn, in: bufio.NewReader(conn), log: log, open: open, mine: make(map[uint32]int)}
 }
 
 // requestConn hands on whole frames, each checked before ttrpc decodes it. One goroutine reads and one writes.
 type requestConn struct {
 	net.Conn
+	in       *bufio.Reader // of Conn: most requests are one read, header and body
 	log      *slog.Logger
 	open     *openRequests
 	frame    []byte // what is left of the frame that is being handed on
@@ -77,7 +83,7 @@ func (c *requestConn) Read(p []byte) (int, error) {
 // each as much metadata as fits: the memory of PID 1 would be the host's to fill, before any policy is asked.
 func (c *requestConn) next() error {
 	var header [frameHeaderSize]byte
-	if _, err := io.ReadFull(c.Conn, header[:]); err != nil {
+	if _, err := io.ReadFull(c.in, header[:]); err != nil {
 		return err
 	}
 	size, id, kind := binary.BigEndian.Uint32(header[:4]), binary.BigEndian.Uint32(header[4:]), header[frameTypeOffset]
@@ -93,7 +99,7 @@ func (c *requestConn) next() error {
 	}
 	c.last = id
 	frame := append(header[:], make([]byte, size)...)
-	if _, err := io.ReadFull(c.Conn, frame[frameHeaderSize:]); err != nil {
+	if _, err := io.ReadFull(c.in, frame[frameHeaderSize:]); err != nil {
 		return err
 	}
 	if err := checkWire(frame[frameHeaderSize:], (*ttrpc.Request)(nil).ProtoReflect().Descriptor()); err != nil {

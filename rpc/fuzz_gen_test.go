@@ -6,6 +6,7 @@ package rpc_test
 import (
 	"bytes"
 	"math"
+	"math/rand/v2"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -16,12 +17,19 @@ import (
 	"github.com/cloister-cc/cloister/rpc/pb/types"
 )
 
-// source hands out the bytes of a fuzz input, and zeros after its end. 0 always chooses what is valid.
-type source struct{ data []byte }
+// source hands out the bytes of a fuzz input. After its end come zeros, which always choose what is valid, or random
+// numbers.
+type source struct {
+	data   []byte
+	random *rand.Rand // nil: zeros
+}
 
 func (s *source) byte() byte {
 	if len(s.data) == 0 {
-		return 0
+		if s.random == nil {
+			return 0
+		}
+		return byte(s.random.Uint32())
 	}
 	b := s.data[0]
 	s.data = s.data[1:]
@@ -76,6 +84,12 @@ const (
 type generator struct {
 	*source
 	run string
+	// tooLong is longer than any string that the agent takes.
+	tooLong string
+}
+
+func newGenerator(data []byte, run string) generator {
+	return generator{&source{data: data}, run, strings.Repeat("L", 140<<10)}
 }
 
 // request makes an encoded request: a valid one, a few changes to it, and a few to its encoding.
@@ -256,7 +270,12 @@ func (g generator) scalar(fd protoreflect.FieldDescriptor) protoreflect.Value {
 		return protoreflect.ValueOfBool(g.below(2) == 0)
 	case protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(g.below(4) - 1))
+	default:
+		return g.numeral(fd)
 	}
+}
+
+func (g generator) numeral(fd protoreflect.FieldDescriptor) protoreflect.Value {
 	n := g.number(string(fd.Name()))
 	switch fd.Kind() {
 	case protoreflect.Int32Kind:
@@ -278,7 +297,7 @@ func (g generator) number(field string) int64 {
 	first := map[string]int64{"signal": 15, "len": 32768, "timeout": 0, "row": 24, "column": 80, "usec": 1, "sec": 1}[field]
 	numbers := []int64{
 		first, 0, 1, 2, 9, 15, 19, 18, 10, 64, 65, 100, 1000, 4096, 65536, 1 << 20, 0o100644, 0o40755, 0o120777, 0o20666,
-		-1, math.MaxInt32, math.MinInt32, math.MaxUint32, math.MaxInt64, math.MinInt64,
+		-1, -1, -5, math.MaxInt32, math.MinInt32, math.MaxUint32, math.MaxInt64, math.MinInt64,
 	}
 	return numbers[g.below(len(numbers))]
 }
@@ -292,7 +311,7 @@ func (g generator) words(field string) []string {
 		g.run + "/../sentinel/d", g.run, strings.TrimSuffix(shared, "/"), "/", "/etc/passwd", "/proc/1/ns/pid", "/dev/null", "relative",
 		shared + strings.Repeat("a", 300), shared + strings.Repeat("x/", 200) + "x", "/" + strings.Repeat("long", 2000),
 	}
-	odd := []string{"", ".", "..", "../c1", "a b", badUTF8, badNUL, "ü€", strings.Repeat("l", 200), strings.Repeat("L", 140<<10)}
+	odd := []string{"", ".", "..", "../c1", "a b", badUTF8, badNUL, "ü€", strings.Repeat("l", 200), g.tooLong}
 	words, ok := map[string][]string{
 		"container_id": {"c1", "c2", "fail", "nobody", "sandbox", "shared", "C.1-_"},
 		"exec_id":      {"", "e1", "e2", "c1", "nobody"},

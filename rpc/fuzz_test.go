@@ -5,16 +5,21 @@ package rpc_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
+	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -37,10 +42,15 @@ const (
 	flagDenied                 // the gate denies everything
 	flagConcurrent             // all requests at once
 	flagFrames                 // in the end bytes that need not be frames, on a connection of their own
+	flagRandom                 // after the input come random requests, which it decides too: a sandbox costs more than a request
 )
 
-// maxSteps bounds the requests of one input.
-const maxSteps = 24
+const (
+	// maxSteps bounds the requests of one input.
+	maxSteps = 24
+	// randomSteps are those that flagRandom adds.
+	randomSteps = 100
+)
 
 // FuzzRequests: threat: requests of the host, in whatever order, that make the agent panic, hang, or touch what is not
 // in its run folder. Seen: each one is answered in time by a bounded text, Check afterwards too, a denied one does not
@@ -49,15 +59,18 @@ func FuzzRequests(f *testing.F) {
 	for _, seed := range seeds() {
 		f.Add(seed)
 	}
-	base := f.TempDir()
+	base := folder(f)
+	handled := make(chan os.Signal, 1)
+	signal.Notify(handled, syscall.SIGCHLD) // starts a goroutine that stays
+	signal.Stop(handled)
 	reaper, err := proc.New(slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = reaper.Close() })
-	all := methods()
+	all, template := methods(), newGenerator(nil, "")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		dir, err := os.MkdirTemp(base, "")
+		dir, err := os.MkdirTemp(base, "") //nolint:usetesting // in memory, see folder
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,16 +83,33 @@ func FuzzRequests(f *testing.F) {
 			t.Fatal(err)
 		}
 		goroutines := runtime.NumGoroutine()
-		src := &source{data}
-		flags := src.byte()
+		g := template
+		g.source = &source{data: data}
+		g.run = filepath.Join(dir, "run")
+		flags := g.byte()
 		b := newBed(t, dir, reaper, flags&flagDenied != 0)
-		b.play(generator{src, b.run}, all, flags)
+		b.play(g, all, flags)
 		b.close()
 		settled(t, goroutines)
 		if after, err := picture(dir); err != nil || after != before {
 			t.Errorf("files outside of the run folder: %v\nbefore\n%safter\n%s", err, before, after)
 		}
 	})
+}
+
+// folder is in memory where that is possible: it makes the fuzzing twice as fast.
+func folder(f *testing.F) string {
+	f.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "fuzz-")
+	if err != nil {
+		return f.TempDir()
+	}
+	f.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			f.Error(err)
+		}
+	})
+	return dir
 }
 
 // play sends the requests of an input.
@@ -89,7 +119,7 @@ func (b *bed) play(g generator, all []method, flags byte) {
 		return all[slices.IndexFunc(all, func(m method) bool { return m.name == name })]
 	}
 	if flags&(flagBare|flagDenied) == 0 {
-		quiet := generator{&source{}, b.run}
+		quiet := generator{&source{}, b.run, ""}
 		for _, name := range []string{"CreateSandbox", "CopyFile", "CreateContainer", "StartContainer"} {
 			if err := b.call(byName(name), quiet.request(byName(name)), false); err != nil {
 				b.t.Fatalf("%s: %v", name, err)
@@ -97,7 +127,13 @@ func (b *bed) play(g generator, all []method, flags byte) {
 		}
 	}
 	var wg sync.WaitGroup
-	for n := 0; n < maxSteps && len(g.data) > 0 && (flags&flagFrames == 0 || len(g.data) > 64); n++ {
+	steps := maxSteps
+	if flags&flagRandom != 0 {
+		hash := sha256.Sum256(g.data)
+		g.random = rand.New(rand.NewChaCha8(hash))
+		steps += randomSteps
+	}
+	for n := 0; n < steps && (g.random != nil || len(g.data) > 0) && (flags&flagFrames == 0 || len(g.data) > 64); n++ {
 		m := all[g.below(len(all))]
 		raw := g.request(m)
 		done := make(chan struct{})
@@ -166,7 +202,7 @@ func (b *bed) frames(g generator) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(answerTime))
 	for id := uint32(1); len(g.data) > 0; id += 2 {
 		head := g.byte()
@@ -199,9 +235,9 @@ func seeds() [][]byte {
 			i := slices.IndexFunc(all, func(m method) bool { return m.name == name })
 			// As many zeros as the generator consumes for a valid request of that kind.
 			data = append(data, byte(i))
-			counter := &source{make([]byte, 256)}
-			generator{counter, "/run"}.request(all[i])
-			data = append(data, make([]byte, 256-len(counter.data))...)
+			g := newGenerator(make([]byte, 256), "/run")
+			g.request(all[i])
+			data = append(data, make([]byte, 256-len(g.data))...)
 		}
 		return data
 	}
@@ -221,6 +257,10 @@ func seeds() [][]byte {
 		sequence(0, "WaitProcess", "ReadStdout", "ReadStderr", "GetOOMEvent", "SignalProcess", "RemoveContainer", "DestroySandbox", "CreateContainer"),
 		sequence(0, "UpdateEphemeralMounts", "CopyFile", "CopyFile", "UpdateInterface", "UpdateRoutes", "GetGuestDetails", "ReseedRandomDev", "SetGuestDateTime"),
 		sequence(flagFrames, life[:3]...),
+		{flagRandom, 1},
+		{flagRandom | flagConcurrent, 2},
+		{flagRandom | flagBare, 3},
+		{flagRandom | flagDenied, 4},
 	}
 	for half := range slices.Chunk(names, maxSteps) {
 		out = append(out, sequence(flagDenied, half...), sequence(flagBare, half...), sequence(0, half...))

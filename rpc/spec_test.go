@@ -59,6 +59,12 @@ func scalar(fd protoreflect.FieldDescriptor, next *uint64) protoreflect.Value {
 		return protoreflect.ValueOfInt64(int64(*next))
 	case protoreflect.Uint64Kind:
 		return protoreflect.ValueOfUint64(*next)
+	case protoreflect.Int32Kind:
+		return protoreflect.ValueOfInt32(int32(*next))
+	case protoreflect.BytesKind:
+		return protoreflect.ValueOfBytes([]byte(fd.Name()))
+	case protoreflect.EnumKind:
+		return protoreflect.ValueOfEnum(1)
 	default:
 		return protoreflect.ValueOfUint32(uint32(*next))
 	}

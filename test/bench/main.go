@@ -2,8 +2,9 @@
 // Copyright The Cloister Authors.
 
 // Command bench measures a guest of one architecture: the boot by stages, image pull, container life cycle, sizes and
-// the agent's memory. It prints one table, as text or JSON. Figures are medians over the runs; under emulation compare
-// figures of one run with each other, not with those of another machine.
+// the agent's memory; or, with --native, the agent as a process of this machine: requests, containers and processes
+// against the bare OCI runtime, output, and what it costs to have many containers. It prints one table, as text or JSON.
+// Figures are medians over the runs; compare figures of one run with each other, not with those of another machine.
 package main
 
 import (
@@ -24,14 +25,21 @@ const timeout = 30 * time.Minute
 func main() {
 	arch := flag.String("arch", "s390x", "guest `architecture`: s390x or amd64")
 	runs := flag.Int("runs", 3, "`number` of guests to boot and measure")
+	native := flag.Bool("native", false, "measure the agent as a process of this machine, in place of a guest; needs root")
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	table, err := measure(ctx, *arch, *runs)
-	if err == nil {
+	var table *table
+	var err error
+	if *native {
+		table, err = measureNative(ctx)
+	} else {
+		table, err = measure(ctx, *arch, *runs)
+	}
+	if err == nil && table != nil {
 		err = table.print(os.Stdout, *asJSON)
 	}
 	if err != nil {
@@ -46,7 +54,7 @@ func (t *table) print(w io.Writer, asJSON bool) error {
 		e.SetIndent("", "  ")
 		return e.Encode(t)
 	}
-	fmt.Fprintf(w, "%s guest, %d runs, medians\n", t.Arch, t.Runs)
+	fmt.Fprintf(w, "%s, medians\n", t.Title)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "what\tmedian\tmin\tmax\tunit\t")
 	for _, r := range t.Rows {

@@ -24,9 +24,8 @@ const keyURI = "kbs:///default/image-key/bench"
 
 // table is the result; later measurements add rows.
 type table struct {
-	Arch string `json:"arch"`
-	Runs int    `json:"runs"`
-	Rows []*row `json:"rows"`
+	Title string `json:"title"`
+	Rows  []*row `json:"rows"`
 }
 
 // row is one measured thing over all runs.
@@ -39,13 +38,19 @@ type row struct {
 	Values []int64 `json:"values"`
 }
 
-func (t *table) add(name, unit string, value int64) {
+// row returns the row of that name; it is made if it is not there.
+func (t *table) row(name string) *row {
 	i := slices.IndexFunc(t.Rows, func(r *row) bool { return r.Name == name })
 	if i < 0 {
 		i = len(t.Rows)
-		t.Rows = append(t.Rows, &row{Name: name, Unit: unit})
+		t.Rows = append(t.Rows, &row{Name: name})
 	}
-	r := t.Rows[i]
+	return t.Rows[i]
+}
+
+func (t *table) add(name, unit string, value int64) {
+	r := t.row(name)
+	r.Unit = unit
 	r.Values = append(r.Values, value)
 	sorted := slices.Sorted(slices.Values(r.Values))
 	r.Median, r.Min, r.Max = sorted[len(sorted)/2], sorted[0], sorted[len(sorted)-1]
@@ -69,7 +74,7 @@ func measure(ctx context.Context, arch string, runs int) (t *table, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t = &table{Arch: arch, Runs: runs}
+	t = &table{Title: fmt.Sprintf("%s guest, %d runs", arch, runs)}
 	guest, err := lab.BuildGuest(ctx, "guest", func(o *guestimage.Options) {
 		o.ImageKeys = map[string]string{keyURI: key}
 	})
