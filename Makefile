@@ -50,10 +50,12 @@ test-guest: setup ## kernel-facing tests inside a guest of ARCH
 test-e2e: setup ## whole-system stories and attacks in a guest of ARCH
 	REQUIRE_QEMU=1 CLOISTER_E2E_ARCH=$(ARCH) go test -count=1 -parallel 2 -timeout 40m ./test/e2e
 
-bench: setup ## measure boot stages, pull, container life cycle, sizes and memory on ARCH
+bench: setup ## measure the agent as a process here (needs root), then boot, pull, containers and sizes in a guest of ARCH
+	@go run ./test/bench --native
 	@go run ./test/bench --arch $(ARCH)
 
-soak: ## long campaigns (all fuzz targets), bounded by SOAK; says how many of each ran
+soak: ## long campaigns (runtimes killed, leaks, all fuzz targets), bounded by SOAK; says how many of each ran
+	@$(MAKE) --no-print-directory setup ARCH=$$(go env GOARCH)
 	@go run ./test/soak --for $(SOAK)
 
 fuzz: ## run every fuzz target for FUZZTIME each

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -53,6 +54,11 @@ type container struct {
 	freezer chan struct{}
 	// undo takes back what was made for the container besides what every container has.
 	undo undo
+	// launches and leftovers belong to Sandbox.exec.
+	launches  sync.RWMutex
+	leftovers atomic.Bool
+	// execFailed says that an exec has ever failed, so that processes may be left until the end.
+	execFailed atomic.Bool
 	// cancel ends the creation, created is closed once that is through, either way.
 	cancel  func()
 	created chan struct{}

@@ -139,6 +139,7 @@ func (s *Sandbox) complete(ctx context.Context, p plan) error {
 // startInit has the runtime create the container. A runtime that fails half-way may leave processes behind.
 func (s *Sandbox) startInit(ctx context.Context, u *undo, c *container) (*process, error) {
 	u.add("runtime create", func(ctx context.Context) error {
+		s.clearLeftovers(c)
 		if s.cfg.Cgroups == nil {
 			return s.cfg.Runtime.Delete(ctx, c.id)
 		}

@@ -70,9 +70,9 @@ func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs
 	if err := c.reserveExec(execID); err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
-	started, err := s.launch(p, func(stdio Stdio) (Started, error) {
+	started, err := s.exec(c, s.launch(p, func(stdio Stdio) (Started, error) {
 		return s.cfg.Runtime.Exec(ctx, c.id, p, stdio)
-	}).process()
+	}).process)
 	c.mu.Lock()
 	if err != nil {
 		delete(c.execs, execID)

@@ -87,6 +87,9 @@ func (s *Sandbox) tearDown(ctx context.Context, c *container) error {
 	if err := s.killAll(c); err != nil { // what a start or exec has started meanwhile
 		return err
 	}
+	if c.execFailed.Load() { // looking for them costs time for each process of the machine
+		s.clearLeftovers(c)
+	}
 	for _, p := range c.processes() {
 		if err := p.remove(ctx); err != nil {
 			return err

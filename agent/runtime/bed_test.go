@@ -46,6 +46,17 @@ func inGuest() bool { return os.Getenv("CLOISTER_GUEST") == "1" }
 // soaking tells whether this is a long campaign.
 func soaking() bool { return os.Getenv(soakEnv) == "1" }
 
+// sample is how much of a campaign to run: less in the test guest, which is emulated.
+func sample(ordinary, guest, soak int) int {
+	switch {
+	case soaking():
+		return soak
+	case inGuest():
+		return guest
+	}
+	return ordinary
+}
+
 // rerun runs the tests again in namespaces made for them, and returns their exit status. ran is false if they are to
 // run here.
 func rerun() (status int, ran bool) {
@@ -82,7 +93,7 @@ func nativeRun() (status int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, leave()) }()
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:noctx // it ends with its own time limit
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), crunEnv+"="+bed.Crun, busyboxEnv+"="+bed.Busybox, programEnv+"="+program)
 	signals := make(chan os.Signal, 4)
@@ -119,13 +130,13 @@ func staticProgram(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer self.Close()
+	defer func() { _ = self.Close() }()
 	if !slices.ContainsFunc(self.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
 		path := filepath.Join(dir, "program")
 		return path, copyProgram("/proc/self/exe", path)
 	}
 	path := filepath.Join(dir, "program")
-	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", path, ".") //nolint:noctx // it ends by itself
+	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build a static program: %w\n%s", err, out)
@@ -137,8 +148,9 @@ func staticProgram(dir string) (string, error) {
 // thread stays locked until leave, which removes the group.
 func enterCgroup() (leave func() error, err error) {
 	goruntime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("make a mount namespace: %w", err)
+	// The network too, whose parameters containers change.
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("make mount and network namespaces: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)

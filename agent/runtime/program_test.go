@@ -30,6 +30,14 @@ func containerMain(args []string) int {
 	case "tell":
 		_, _ = os.Stdout.WriteString(toldText())
 		return 5
+	case "probe":
+		return probe()
+	case "terminal":
+		return terminalMain()
+	case "pipes":
+		return pipesMain()
+	case "eat":
+		return eat()
 	case "attack":
 		return attack()
 	case "attack-as-owner":

@@ -170,7 +170,9 @@ func (c *call) start(started *agent.Started, stdio agent.Stdio, f func(agent.Std
 
 // Start implements agent.Runtime.
 func (r *Runtime) Start(ctx context.Context, id string) error {
-	return r.run(ctx, "start", func(ctx context.Context, c *call) error { return c.Start(ctx, id) })
+	return r.run(ctx, "start", func(ctx context.Context, c *call) error {
+		return r.command(ctx, c, files{}, "start", id)
+	})
 }
 
 // Exec implements agent.Runtime. It does without go-runc, which would write the process, and with it the environment,
@@ -213,7 +215,8 @@ func (c *call) describeJSON(name string, v any) (path string, err error) {
 	return path, os.WriteFile(path, data, 0o600)
 }
 
-// command runs a command of the runtime that go-runc does not offer as it is needed here.
+// command runs a command of the runtime that go-runc does not offer as it is needed here. That collects the output of
+// start and delete, which a hook's background process can hold open, and gives the error the runtime's path.
 func (r *Runtime) command(ctx context.Context, c *call, io files, args ...string) error {
 	global := []string{"--root", c.Root, "--log", c.Log, "--log-format", string(c.LogFormat), r.cgroupManager()}
 	cmd := exec.CommandContext(ctx, c.Command, append(global, args...)...)
@@ -236,7 +239,7 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 		return nil
 	}
 	err := r.run(ctx, "delete", func(ctx context.Context, c *call) error {
-		return c.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+		return r.command(ctx, c, files{}, "delete", "--force", id)
 	})
 	if err == nil {
 		return nil

@@ -228,7 +228,7 @@ func TestErrors(t *testing.T) {
 		"create fails":     {create("fails"), "runtime create: open ?/x: No such file"},
 		"start fails":      {b.Start(ctx, "fails"), "runtime start: open ?/x: No such file"},
 		"fails silently":   {create("silent"), "runtime create: exit status 4, and nothing in its log"},
-		"start silently":   {b.Start(ctx, "silent"), "runtime start: "},
+		"start silently":   {b.Start(ctx, "silent"), "runtime start: exit status 4, and nothing in its log"},
 		"writes no pid":    {create("nopid"), "runtime create: read pid: "},
 		"writes a bad pid": {create("badpid"), `runtime create: read pid: "-5\n" is none`},
 	} {

@@ -6,17 +6,17 @@ package runtime
 import (
 	"context"
 	"io"
-	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/agent"
-	"github.com/cloister-cc/cloister/agent/kernel"
 )
 
 // busyboxImage is the reference of an image with the guest's busybox.
@@ -24,17 +24,44 @@ const busyboxImage = "registry.example/busybox:1"
 
 // binaryImages mounts a tmpfs with one program as every image, busybox or this test binary; it implements
 // agent.Images.
-type binaryImages struct{ targets map[string]string }
+type binaryImages struct {
+	mu      *sync.Mutex
+	targets map[string]string
+}
+
+func newBinaryImages(t *testing.T) binaryImages {
+	t.Helper()
+	crunPath(t)
+	if os.Getenv(busyboxEnv) == "" {
+		t.Fatalf("the environment does not say where busybox is (%s)", busyboxEnv)
+	}
+	return binaryImages{new(sync.Mutex), make(map[string]string)}
+}
 
 func (i binaryImages) Mount(_ context.Context, id, reference, target string) error {
 	if err := unix.Mount("tmpfs", target, "tmpfs", 0, "mode=755"); err != nil {
 		return err
 	}
+	i.mu.Lock()
 	i.targets[id] = target
-	if reference == busyboxImage {
-		return copyProgram(os.Getenv(busyboxEnv), filepath.Join(target, "busybox"))
+	i.mu.Unlock()
+	for _, dir := range []string{"proc", "dev", "sys", "mnt", "etc"} {
+		if err := os.Mkdir(filepath.Join(target, dir), 0o755); err != nil {
+			return err
+		}
 	}
-	return copyProgram(program(), filepath.Join(target, "program"))
+	if reference == busyboxImage {
+		return mountProgram(os.Getenv(busyboxEnv), filepath.Join(target, "busybox"))
+	}
+	return mountProgram(program(), filepath.Join(target, "program"))
+}
+
+// mountProgram shows a program, which takes less time and memory than a copy.
+func mountProgram(from, to string) error {
+	if err := os.WriteFile(to, nil, 0o755); err != nil {
+		return err
+	}
+	return unix.Mount(from, to, "", unix.MS_BIND, "")
 }
 
 func (i binaryImages) MountPause(ctx context.Context, id, target string) (*specs.Process, error) {
@@ -42,12 +69,20 @@ func (i binaryImages) MountPause(ctx context.Context, id, target string) (*specs
 }
 
 func (i binaryImages) Unmount(_ context.Context, id string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	target, ok := i.targets[id]
 	if !ok {
 		return nil
 	}
 	delete(i.targets, id)
 	return unix.Unmount(target, unix.MNT_DETACH)
+}
+
+func (i binaryImages) mounted() map[string]string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return maps.Clone(i.targets)
 }
 
 func copyProgram(from, to string) error {
@@ -65,40 +100,6 @@ func copyProgram(from, to string) error {
 		return err
 	}
 	return out.Close()
-}
-
-// pod is a sandbox with everything real but the images.
-type pod struct {
-	*agent.Sandbox
-	images binaryImages
-	dir    string
-}
-
-func newPod(t *testing.T) *pod {
-	t.Helper()
-	r, reaper := realCrun(t)
-	p := &pod{images: binaryImages{targets: make(map[string]string)}, dir: filepath.Join(t.TempDir(), "run")}
-	var err error
-	p.Sandbox, err = agent.NewSandbox(agent.Config{
-		Images: p.images, Runtime: r, Kernel: kernel.Linux{}, Reaper: reaper, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		RunDir: p.dir, ResolvConf: filepath.Join(t.TempDir(), "none"),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := t.Context()
-	t.Cleanup(func() {
-		if err := p.Destroy(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-		if len(p.images.targets) != 0 {
-			t.Errorf("still mounted: %v", p.images.targets)
-		}
-	})
-	if err := p.Create(ctx, agent.SandboxConfig{ID: "pod", Hostname: "pod-1", DNS: []string{"nameserver 192.0.2.1"}}); err != nil {
-		t.Fatal(err)
-	}
-	return p
 }
 
 func (p *pod) start(t *testing.T, id string, sharePID bool, args ...string) {
@@ -214,20 +215,7 @@ func TestSandboxOverCrun(t *testing.T) {
 func TestTerminateOverCrun(t *testing.T) {
 	p := newPod(t)
 	// A Go program handles every signal, so this takes another.
-	busybox := os.Getenv(busyboxEnv)
-	if busybox == "" {
-		t.Fatal("the test guest's environment does not say where busybox is (CLOISTER_BUSYBOX)")
-	}
-	if err := p.CreateContainer(t.Context(), agent.ContainerConfig{
-		ID:       "c1",
-		Spec:     &specs.Spec{Process: &specs.Process{Args: []string{"/busybox", "sh", "-c", "echo ready; exec /busybox sleep 1000"}, Cwd: "/"}},
-		Storages: []agent.Storage{{Driver: agent.DriverImageGuestPull, Source: busyboxImage}},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.StartContainer(t.Context(), "c1"); err != nil {
-		t.Fatal(err)
-	}
+	p.run(t, busybox("c1", "echo ready; exec /busybox sleep 1000"))
 	if data, err := p.ReadStdout(t.Context(), "c1", "", 100); err != nil || string(data) != "ready\n" {
 		t.Fatalf("%q, %v", data, err)
 	}

@@ -51,7 +51,7 @@ func (t *terminal) receive() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("receive terminal: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is written
 	if err := conn.SetDeadline(time.Now().Add(receiveTimeout)); err != nil {
 		return nil, err
 	}

@@ -72,5 +72,5 @@ func hostOnly() map[string]string {
 
 // extraModules are what tests need beside the modules of a real guest.
 func extraModules() []initramfs.Want {
-	return []initramfs.Want{{Name: "loop"}, {Name: "dummy"}, {Name: "veth"}, {Name: "dm-integrity"}}
+	return []initramfs.Want{{Name: "loop"}, {Name: "dummy"}, {Name: "veth"}, {Name: "dm-integrity"}, {Name: "fuse"}}
 }
