@@ -70,6 +70,10 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return t.dial(ctx)
+}
+
+func (t target) dial(ctx context.Context) (net.Conn, error) {
 	if t.scheme == "vsock" {
 		conn, err := vsock.DialContext(ctx, t.cid, t.port, nil)
 		if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, os.ErrNotExist) {

@@ -53,7 +53,7 @@ func (c *Client) Health() pb.HealthService { return c.health }
 // Close ends the connection; running calls return an error.
 func (c *Client) Close() error { return c.ttrpc.Close() }
 
-// How DialReady paces itself.
+// How DialReady and DialPort pace themselves.
 const (
 	retryPause       = 100 * time.Millisecond
 	connectTimeout   = 5 * time.Second
@@ -66,31 +66,53 @@ func DialReady(ctx context.Context, address string) (*Client, error) {
 	if _, err := parse(address); err != nil {
 		return nil, fmt.Errorf("connect to agent at %s: %w", address, err)
 	}
+	return await(ctx, "agent at "+address, func() (*Client, error) { return dialCheck(ctx, address) })
+}
+
+// DialPort connects to another port of the guest whose agent is at address, where the agent may offer its log or a
+// console, as soon as something listens there. ctx bounds connecting. The address unix://PATH has no ports: it is that of
+// the port itself. A wrong address is ErrAddress.
+func DialPort(ctx context.Context, address string, port uint32) (net.Conn, error) {
+	t, err := parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to guest at %s: %w", address, err)
+	}
+	t.port = port
+	return await(ctx, fmt.Sprintf("port %d of the guest at %s", port, address), func() (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		return t.dial(ctx)
+	})
+}
+
+// await calls f until it succeeds or ctx ends.
+func await[T any](ctx context.Context, what string, f func() (T, error)) (T, error) {
 	var last error // that the time is over says less than why the attempt before failed
 	for {
-		c, err := dialCheck(ctx, address)
+		v, err := f()
 		if err == nil {
-			return c, nil
+			return v, nil
 		}
 		if last == nil || !over(ctx) {
 			last = err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, &notReadyError{address: address, cause: context.Cause(ctx), last: last}
+			var none T
+			return none, &notReadyError{what: what, cause: context.Cause(ctx), last: last}
 		case <-time.After(retryPause):
 		}
 	}
 }
 
-// notReadyError is the end of DialReady's patience.
+// notReadyError is the end of await's patience.
 type notReadyError struct {
-	address     string
+	what        string
 	cause, last error
 }
 
 func (e *notReadyError) Error() string {
-	return fmt.Sprintf("agent at %s is not ready: %v (%v)", e.address, e.last, e.cause)
+	return fmt.Sprintf("%s is not ready: %v (%v)", e.what, e.last, e.cause)
 }
 
 func (e *notReadyError) Unwrap() []error { return []error{e.cause, e.last} }

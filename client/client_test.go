@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -202,4 +203,65 @@ func TestDialReadyGivesUp(t *testing.T) {
 	if _, err := DialReady(context.Background(), "nonsense"); err == nil {
 		t.Error("a wrong address was accepted")
 	}
+}
+
+// TestDialPort: of a guest's address, only the port is another; what comes at once is not lost.
+func TestDialPort(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	serveText(t, dir+"/hv", func(conn net.Conn) bool {
+		line, err := readLine(conn)
+		if err != nil || string(line) != "CONNECT 1025" {
+			return false
+		}
+		_, err = fmt.Fprint(conn, "OK 1\n")
+		return err == nil
+	})
+	serveText(t, dir+"/plain", func(net.Conn) bool { return true })
+	for _, address := range []string{"hvsock://" + dir + "/hv:1024", "unix://" + dir + "/plain"} {
+		conn, err := DialPort(t.Context(), address, 1025)
+		if err != nil {
+			t.Errorf("%s: %v", address, err)
+			continue
+		}
+		if data, err := io.ReadAll(conn); string(data) != "a line\n" || err != nil {
+			t.Errorf("%s: %q, %v", address, data, err)
+		}
+		_ = conn.Close()
+	}
+	if _, err := DialPort(t.Context(), "nonsense", 1025); !errors.Is(err, ErrAddress) {
+		t.Errorf("wrong address: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*retryPause)
+	defer cancel()
+	if _, err := DialPort(ctx, "hvsock://"+dir+"/hv:1024", 7); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "port 7 of the guest") {
+		t.Errorf("port that is closed: %v", err)
+	}
+}
+
+// serveText sends a line to each connection that greet lets in, and closes it.
+func serveText(t *testing.T, path string, greet func(net.Conn) bool) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if greet(conn) {
+				_, _ = fmt.Fprintln(conn, "a line")
+			}
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+	})
 }

@@ -241,8 +241,18 @@ func TestEveryMethodIsAStep(t *testing.T) {
 	_, err3 := s.Details(ctx)
 	_, err4 := s.UpdateInterface(ctx, Link{Name: "eth0", MAC: "02:00:00:00:00:01"})
 	_, err5 := s.UpdateRoutes(ctx, []Route{{Dest: netip.MustParsePrefix("fd00::/8"), Device: "eth0"}})
-	err := errors.Join(err1, err2, err3, err4, err5, s.CreateSandbox(ctx, "s1", "", nil), s.CreateContainer(ctx, c), s.StartContainer(ctx, "c1"),
+	_, err6 := s.Stats(ctx, "c1")
+	_, err7 := s.NextOOM(ctx)
+	_, err8 := s.Metrics(ctx)
+	_, err9 := s.TerminationLog(ctx, "c1")
+	_, err10 := s.Copy(ctx, os.DevNull, "x") // not copied, and a step all the same
+	if err10 == nil {
+		t.Error("a device was copied")
+	}
+	err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, s.CreateSandbox(ctx, "s1", "", nil), s.CreateContainer(ctx, c), s.StartContainer(ctx, "c1"),
 		s.Exec(ctx, "c1", "e1", Process{Args: []string{"exit", "0"}}), s.Attach(ctx, "c1", "e1", &bytes.Buffer{}, &bytes.Buffer{}),
+		s.WriteStdin(ctx, "c1", "e1", []byte("x")), s.CloseStdin(ctx, "c1", "e1"), s.Resize(ctx, "c1", "e1", Size{Rows: 1, Columns: 2}),
+		s.PauseContainer(ctx, "c1"), s.ResumeContainer(ctx, "c1"), s.UpdateContainer(ctx, "c1", Limits{CPUShares: 1}),
 		s.Signal(ctx, "c1", "e1", 15), s.RemoveContainer(ctx, "c1"), s.DestroySandbox(ctx))
 	if err != nil {
 		t.Fatal(err)
@@ -256,7 +266,7 @@ func TestEveryMethodIsAStep(t *testing.T) {
 			t.Errorf("%s is no method", n)
 		}
 	}
-	if len(names) != 15 {
+	if len(names) != 26 {
 		t.Errorf("%d steps: %q", len(names), names)
 	}
 }

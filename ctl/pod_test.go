@@ -15,14 +15,17 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/agent/cgroup"
 	"github.com/cloister-cc/cloister/agent/netdev"
 	"github.com/cloister-cc/cloister/rpc"
 )
 
 // pod is a sandbox whose processes print their arguments and exit with the status that they are told, or on a signal.
 type pod struct {
-	rpc.Sandbox // the calls that the shim's steps do without
-	fail string // the call that fails
+	rpc.Sandbox        // the calls that the shim's steps do without
+	fail        string // the call that fails
+
+	onCopy func() error // what happens when a piece of a file has come; nil is nothing
 
 	mu    sync.Mutex
 	got   []string
@@ -86,6 +89,9 @@ func (p *pod) proc(id, execID string) *process {
 }
 
 func (p *pod) Create(_ context.Context, c agent.SandboxConfig) error {
+	if c.SharePIDNS {
+		return p.call("sandbox %s %s shared", c.ID, c.Hostname)
+	}
 	return p.call("sandbox %s %s", c.ID, c.Hostname)
 }
 func (p *pod) Destroy(context.Context) error { return p.call("destroy") }
@@ -156,3 +162,38 @@ func (p *pod) UpdateRoutes(_ context.Context, r []netdev.Route) ([]netdev.Route,
 }
 
 func (p *pod) DropStaleMounts(context.Context) {}
+
+func (p *pod) WriteStdin(_ context.Context, id, execID string, data []byte) error {
+	return p.call("stdin %s %s %q", id, execID, data)
+}
+
+func (p *pod) CloseStdin(_ context.Context, id, execID string) error {
+	return p.call("close %s %s", id, execID)
+}
+
+func (p *pod) ResizeTerminal(id, execID string, rows, columns int) error {
+	return p.call("resize %s %s %d %d", id, execID, rows, columns)
+}
+
+func (p *pod) PauseContainer(_ context.Context, id string) error  { return p.call("pause %s", id) }
+func (p *pod) ResumeContainer(_ context.Context, id string) error { return p.call("resume %s", id) }
+func (p *pod) UpdateContainer(_ context.Context, id string, r *specs.LinuxResources) error {
+	return p.call("update %s %d", id, *r.CPU.Shares)
+}
+
+func (p *pod) StatsContainer(_ context.Context, id string) (*cgroup.Stats, error) {
+	return &cgroup.Stats{}, p.call("stats %s", id)
+}
+
+func (p *pod) NextOOM(context.Context) (string, error) { return "c1", p.call("oom") }
+
+func (p *pod) CopyFile(_ context.Context, f agent.File) error {
+	if p.onCopy != nil {
+		return p.onCopy()
+	}
+	return p.call("copy %s %q", f.Path, f.Data)
+}
+
+func (p *pod) TerminationLog(_ context.Context, id string) (string, error) {
+	return "why", p.call("termination log %s", id)
+}

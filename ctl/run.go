@@ -34,6 +34,9 @@ type RunOptions struct {
 	KeepSandbox bool
 	// Stdout and Stderr get what the container and Exec write; nil drops it.
 	Stdout, Stderr io.Writer
+	// Stdin and Terminal are as in Streams. They are for Exec if there is one, and for the container's process otherwise.
+	Stdin    io.Reader
+	Terminal *Terminal
 }
 
 // execID is the id of the process that RunOptions.Exec asks for.
@@ -128,7 +131,8 @@ func (s *Session) runExec(ctx context.Context, o RunOptions) (int, error) {
 }
 
 func (s *Session) attachAndWait(ctx context.Context, o RunOptions, execID string) (int, error) {
-	if err := s.Attach(ctx, o.Container.ID, execID, o.Stdout, o.Stderr); err != nil {
+	streams := Streams{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Terminal: o.Terminal}
+	if err := s.Interact(ctx, o.Container.ID, execID, streams); err != nil {
 		return 0, err
 	}
 	return s.Wait(ctx, o.Container.ID, execID)

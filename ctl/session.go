@@ -6,10 +6,7 @@ package ctl
 import (
 	"context"
 	"fmt"
-	"io"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cloister-cc/cloister/rpc/pb"
 )
@@ -81,10 +78,27 @@ func (s *Session) Details(ctx context.Context) (*pb.GuestDetailsResponse, error)
 	return ask(ctx, s, "GetGuestDetails", s.agent.GetGuestDetails, &pb.GuestDetailsRequest{MemBlockSize: true, MemHotplugProbe: true})
 }
 
-// CreateSandbox sets the sandbox up. dns are lines of resolv.conf.
-func (s *Session) CreateSandbox(ctx context.Context, id, hostname string, dns []string) error {
-	_, err := ask(ctx, s, "CreateSandbox", s.agent.CreateSandbox, &pb.CreateSandboxRequest{SandboxId: id, Hostname: hostname, Dns: dns})
+// Sandbox is a sandbox to set up.
+type Sandbox struct {
+	ID string
+	// Hostname is that of its containers; empty leaves them the guest's.
+	Hostname string
+	// DNS are lines of resolv.conf.
+	DNS []string
+	// SharePID puts all containers into the PID namespace of the first one.
+	SharePID bool
+}
+
+// SetUpSandbox sets the sandbox up.
+func (s *Session) SetUpSandbox(ctx context.Context, c Sandbox) error {
+	_, err := ask(ctx, s, "CreateSandbox", s.agent.CreateSandbox,
+		&pb.CreateSandboxRequest{SandboxId: c.ID, Hostname: c.Hostname, Dns: c.DNS, SandboxPidns: c.SharePID})
 	return err
+}
+
+// CreateSandbox sets a sandbox up whose containers have PID namespaces of their own. dns are lines of resolv.conf.
+func (s *Session) CreateSandbox(ctx context.Context, id, hostname string, dns []string) error {
+	return s.SetUpSandbox(ctx, Sandbox{ID: id, Hostname: hostname, DNS: dns})
 }
 
 // DestroySandbox destroys all containers; the guest then powers off.
@@ -137,37 +151,6 @@ func (s *Session) RemoveContainer(ctx context.Context, id string) error {
 	}
 	_, err := ask(ctx, s, "RemoveStaleVirtiofsShareMounts", s.agent.RemoveStaleVirtiofsShareMounts, &pb.RemoveStaleVirtiofsShareMountsRequest{})
 	return err
-}
-
-// readSize is how much the shim asks for in one read, in bytes.
-const readSize = 32768
-
-// Attach copies a process's standard output and standard error until both end.
-func (s *Session) Attach(ctx context.Context, containerID, execID string, stdout, stderr io.Writer) error {
-	return s.step("ReadStdout+ReadStderr("+nameOf(containerID, execID)+")", func() error {
-		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return drain(ctx, s.agent.ReadStdout, containerID, execID, stdout) })
-		g.Go(func() error { return drain(ctx, s.agent.ReadStderr, containerID, execID, stderr) })
-		return g.Wait()
-	})
-}
-
-func drain(
-	ctx context.Context, read func(context.Context, *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error),
-	containerID, execID string, w io.Writer,
-) error {
-	for {
-		r, err := read(ctx, &pb.ReadStreamRequest{ContainerId: containerID, ExecId: execID, Len: readSize})
-		if err != nil {
-			return err
-		}
-		if len(r.GetData()) == 0 {
-			return nil
-		}
-		if _, err := w.Write(r.GetData()); err != nil {
-			return fmt.Errorf("pass output on: %w", err)
-		}
-	}
 }
 
 func nameOf(containerID, execID string) string {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/cloister-cc/cloister/rpc/pb"
 )
@@ -27,6 +28,9 @@ const (
 
 	// DefaultPath is the PATH of a process that is given no other.
 	DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+	// DefaultTerm is the TERM of a process with a terminal that is given no other, as in Kubernetes.
+	DefaultTerm = "TERM=xterm"
 )
 
 // Process is what to run in a container.
@@ -37,6 +41,18 @@ type Process struct {
 	// Cwd is the working directory; empty means /.
 	Cwd      string
 	UID, GID uint32
+	// Terminal gives it a terminal of its own, of that size if it is known; without TERM, DefaultTerm is added to Env.
+	Terminal bool
+	Size     Size
+}
+
+// Mount is a file or folder of the guest that a container sees.
+type Mount struct {
+	// Source is the name under which Session.Copy has put it into the guest, or an absolute path there.
+	Source string
+	// Destination is where the container sees it.
+	Destination string
+	ReadOnly    bool
 }
 
 // Container is a container to create.
@@ -52,6 +68,8 @@ type Container struct {
 	ReadonlyRootfs bool
 	// SandboxPIDNS shares the PID namespace of the sandbox's first container.
 	SandboxPIDNS bool
+	// Mounts are added to the spec's own.
+	Mounts []Mount
 	// Annotations are added to the spec's own.
 	Annotations map[string]string
 }
@@ -67,6 +85,10 @@ func (c Container) Request() (*pb.CreateContainerRequest, error) {
 		return nil, errors.New("create container: the image is missing")
 	case len(c.Process.Args) == 0 && !c.Pause:
 		return nil, errors.New("create container: the command is missing; give it after --")
+	}
+	mounts, err := c.mounts()
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
 	}
 	sandboxID := c.SandboxID
 	if sandboxID == "" {
@@ -85,13 +107,13 @@ func (c Container) Request() (*pb.CreateContainerRequest, error) {
 			Driver: driverGuestPull, DriverOptions: []string{driverGuestPull + "=" + string(option)},
 			Source: image, Fstype: "overlay", MountPoint: rootfs,
 		}},
-		OCI:          c.spec(rootfs, sandboxID, metadata),
+		OCI:          c.spec(rootfs, sandboxID, mounts, metadata),
 		SandboxPidns: c.SandboxPIDNS,
 	}, nil
 }
 
 // spec is the default OCI spec of containerd for a container, after the shim has taken from it what it takes.
-func (c Container) spec(rootfs, sandboxID string, metadata map[string]string) *pb.Spec {
+func (c Container) spec(rootfs, sandboxID string, mounts []*pb.Mount, metadata map[string]string) *pb.Spec {
 	annotations := map[string]string{annotationKataType: "pod_container"}
 	if c.Pause || sandboxID == c.ID {
 		annotations[annotationKataType] = "pod_sandbox"
@@ -107,7 +129,7 @@ func (c Container) spec(rootfs, sandboxID string, metadata map[string]string) *p
 		Version:     "1.2.0",
 		Process:     process.pb(defaultCapabilities()),
 		Root:        &pb.Root{Path: rootfs, Readonly: c.ReadonlyRootfs},
-		Mounts:      defaultMounts(),
+		Mounts:      mounts,
 		Annotations: annotations,
 		Linux: &pb.Linux{
 			Resources:   &pb.LinuxResources{CPU: &pb.LinuxCPU{Shares: 1024}},
@@ -124,9 +146,9 @@ func (c Container) spec(rootfs, sandboxID string, metadata map[string]string) *p
 
 // pb returns the process's wire form; nil capabilities leave them to the agent.
 func (p Process) pb(capabilities *pb.LinuxCapabilities) *pb.Process {
-	env := slices.Clone(p.Env)
-	if !slices.ContainsFunc(env, func(s string) bool { return len(s) >= 5 && s[:5] == "PATH=" }) {
-		env = append([]string{DefaultPath}, env...)
+	env := withDefault(p.Env, DefaultPath)
+	if p.Terminal {
+		env = withDefault(env, DefaultTerm)
 	}
 	cwd := p.Cwd
 	if cwd == "" {
@@ -135,11 +157,49 @@ func (p Process) pb(capabilities *pb.LinuxCapabilities) *pb.Process {
 	out := &pb.Process{
 		Args: p.Args, Env: env, Cwd: cwd, User: &pb.User{UID: p.UID, GID: p.GID}, Capabilities: capabilities,
 	}
+	if p.Terminal {
+		out.Terminal = true
+		if p.Size != (Size{}) {
+			out.ConsoleSize = &pb.Box{Height: p.Size.Rows, Width: p.Size.Columns}
+		}
+	}
 	if capabilities != nil {
 		out.NoNewPrivileges = true
 		out.Rlimits = []*pb.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}
 	}
 	return out
+}
+
+// withDefault returns env, with the variable in front unless env has it.
+func withDefault(env []string, variable string) []string {
+	name, _, _ := strings.Cut(variable, "=")
+	if slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, name+"=") }) {
+		return env
+	}
+	return append([]string{variable}, env...)
+}
+
+// mounts returns containerd's default mounts and the container's own.
+func (c Container) mounts() ([]*pb.Mount, error) {
+	out := defaultMounts()
+	for _, m := range c.Mounts {
+		source := m.Source
+		if !path.IsAbs(source) {
+			var err error
+			if source, err = GuestPath(source); err != nil {
+				return nil, fmt.Errorf("mount: %w", err)
+			}
+		}
+		if !path.IsAbs(m.Destination) {
+			return nil, fmt.Errorf("mount %s: %q is no absolute path in the container", m.Source, m.Destination)
+		}
+		access := "rw"
+		if m.ReadOnly {
+			access = "ro"
+		}
+		out = append(out, &pb.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", access}})
+	}
+	return out, nil
 }
 
 func defaultMounts() []*pb.Mount {

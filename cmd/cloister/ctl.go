@@ -39,8 +39,9 @@ func newCtlCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ctl",
 		Short: "Drive the agent of a running guest by hand, as the Kata shim does",
-		Long: "ctl sends requests of the Kata agent API to a running guest. Each command but run is one request. What the guest\n" +
-			"lets pass is decided by its policy: a guest built without --policy answers nothing but check and version.",
+		Long: "ctl sends requests of the Kata agent API to a running guest. Most commands are one request; --steps shows\n" +
+			"those of the others. What the guest lets pass is decided by its policy: a guest built without --policy answers nothing\n" +
+			"but check and version.",
 		Example: ctlExample,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -54,31 +55,54 @@ func newCtlCommand() *cobra.Command {
 		c.health(), c.version(), c.details(),
 		c.updateInterface(), c.updateRoutes(), c.createSandbox(), c.destroySandbox(),
 		c.create(), c.start(), c.exec(), c.attach(), c.signal(), c.waitProcess(), c.remove(),
+		c.pause(), c.resume(), c.stats(), c.update(), c.oom(),
+		c.copy(), c.terminationLog(), c.metrics(), c.logs(), c.console(),
 		c.run(),
 	)
 	for _, sub := range cmd.Commands() {
-		sub.Example = "  cloister ctl --address hvsock:///run/guest/vsock.sock:1024 " + ctlExamples[sub.Name()]
+		if sub.ValidArgsFunction == nil {
+			sub.ValidArgsFunction = cobra.NoFileCompletions
+		}
+		sub.Example = exampleStart + ctlExamples[sub.Name()]
 	}
 	return cmd
 }
 
-// ctlExamples are the examples of the sub-commands, without the address that all of them need.
+// exampleStart begins each example of a sub-command, and another begins a further one.
+const (
+	exampleStart = "  cloister ctl --address hvsock:///run/guest/vsock.sock:1024 "
+	another      = "\n" + exampleStart
+)
+
+// ctlExamples are the examples of the sub-commands, without the start of the first.
 var ctlExamples = map[string]string{
 	"check":            "check",
 	"version":          "version --json",
 	"details":          "details",
 	"update-interface": "update-interface --mac 52:54:00:12:34:56 --ip 10.0.2.15/24",
 	"update-routes":    "update-routes --gateway 10.0.2.2",
-	"create-sandbox":   "create-sandbox pod --hostname pod-1",
-	"create-container": "create-container --sandbox pod c1 registry.example:5000/demo:1 -- /bin/sleep 100",
-	"start":            "start c1",
-	"exec":             "exec c1 -- /bin/ls -l /",
-	"attach":           "attach c1",
-	"signal":           "signal c1 TERM",
-	"wait":             "wait c1",
-	"remove":           "remove c1",
-	"destroy":          "destroy",
-	"run":              "run --mac 52:54:00:12:34:56 --ip 10.0.2.15/24 --gateway 10.0.2.2 registry.example:5000/demo:1 -- /bin/echo hello",
+	"create-sandbox":   "create-sandbox pod --hostname pod-1 --share-pid",
+	"create-container": "create-container --sandbox pod c1 registry.example:5000/demo:1 -- /bin/sleep 100" +
+		another + "create-container --pause pod" +
+		another + "create-container --sandbox pod --mount motd:/etc/motd:ro c2 registry.example:5000/demo:1 -- /bin/cat /etc/motd",
+	"start":           "start c1",
+	"exec":            "exec c1 -- /bin/ls -l /" + another + "exec -it c1 -- /bin/sh",
+	"attach":          "attach c1",
+	"pause":           "pause c1",
+	"resume":          "resume c1",
+	"stats":           "stats c1 c2",
+	"update":          "update --memory 64M --cpu-quota 50000 --cpu-period 100000 --pids 100 c1",
+	"oom":             "oom",
+	"copy":            "copy /etc/motd motd",
+	"termination-log": "termination-log c1",
+	"metrics":         "metrics",
+	"logs":            "logs",
+	"console":         "console",
+	"signal":          "signal c1 TERM",
+	"wait":            "wait c1",
+	"remove":          "remove c1",
+	"destroy":         "destroy",
+	"run":             "run --mac 52:54:00:12:34:56 --ip 10.0.2.15/24 --gateway 10.0.2.2 registry.example:5000/demo:1 -- /bin/echo hello",
 }
 
 // do connects and runs f with a session.
@@ -171,13 +195,15 @@ func (c *ctlCommand) details() *cobra.Command {
 }
 
 func (c *ctlCommand) createSandbox() *cobra.Command {
-	var hostname string
-	var dns []string
+	var sandbox ctl.Sandbox
 	cmd := c.simple("create-sandbox ID", "Set the sandbox up", cobra.ExactArgs(1), func(ctx context.Context, s *ctl.Session, args []string) error {
-		return s.CreateSandbox(ctx, args[0], hostname, dns)
+		sandbox.ID = args[0]
+		return s.SetUpSandbox(ctx, sandbox)
 	})
-	cmd.Flags().StringVar(&hostname, "hostname", "", "host name of the sandbox")
-	cmd.Flags().StringArrayVar(&dns, "dns", nil, "line of the sandbox's resolv.conf, for instance \"nameserver 10.0.2.3\" (may be repeated)")
+	f := cmd.Flags()
+	f.StringVar(&sandbox.Hostname, "hostname", "", "host name of the sandbox")
+	f.StringArrayVar(&sandbox.DNS, "dns", nil, "line of the sandbox's resolv.conf, for instance \"nameserver 10.0.2.3\" (may be repeated)")
+	f.BoolVar(&sandbox.SharePID, "share-pid", false, "put all containers into the PID namespace of the first one")
 	return cmd
 }
 

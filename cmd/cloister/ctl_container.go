@@ -6,102 +6,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
+	"path"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/ctl"
-	"github.com/cloister-cc/cloister/rpc/pb"
 )
-
-// linkFlags are the flags that describe a network interface.
-type linkFlags struct {
-	name, mac string
-	ips       []string
-	mtu       uint64
-}
-
-func (l *linkFlags) add(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&l.name, "interface", "eth0", "name of the guest's network interface")
-	f.StringVar(&l.mac, "mac", "", "hardware address that finds the interface")
-	f.StringArrayVar(&l.ips, "ip", nil, "address of the interface, for instance 10.0.2.15/24 (may be repeated)")
-	f.Uint64Var(&l.mtu, "mtu", 0, "MTU in bytes; 0 leaves it as it is")
-}
-
-func (l *linkFlags) link(cmd *cobra.Command) (*ctl.Link, error) {
-	if hw, err := net.ParseMAC(l.mac); err != nil || len(hw) != 6 {
-		return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--mac is not six bytes as in 02:00:00:00:00:01: %q", l.mac)}
-	}
-	link := &ctl.Link{Name: l.name, MAC: l.mac, MTU: l.mtu}
-	for _, s := range l.ips {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--ip is not ADDRESS/BITS, for instance 10.0.2.15/24: %q", s)}
-		}
-		link.Addresses = append(link.Addresses, p)
-	}
-	return link, nil
-}
-
-func (c *ctlCommand) updateInterface() *cobra.Command {
-	var flags linkFlags
-	cmd := &cobra.Command{Use: "update-interface", Short: "Configure a network interface of the guest", Args: cobra.NoArgs}
-	flags.add(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := requireFlags(cmd, "mac"); err != nil {
-			return err
-		}
-		link, err := flags.link(cmd)
-		if err != nil {
-			return err
-		}
-		return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
-			r, err := s.UpdateInterface(ctx, *link)
-			if err != nil {
-				return err
-			}
-			return c.answer(cmd, r, r.GetName()+" configured")
-		})
-	}
-	return cmd
-}
-
-func (c *ctlCommand) updateRoutes() *cobra.Command {
-	var gateway, device string
-	cmd := &cobra.Command{Use: "update-routes", Short: "Set the guest's default route and show its routes", Args: cobra.NoArgs}
-	cmd.Flags().StringVar(&gateway, "gateway", "", "gateway of the default route; without it nothing is set")
-	cmd.Flags().StringVar(&device, "interface", "eth0", "interface of the default route")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		routes, err := defaultRoute(cmd, gateway, device)
-		if err != nil {
-			return err
-		}
-		return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
-			r, err := s.UpdateRoutes(ctx, routes)
-			if err != nil {
-				return err
-			}
-			return c.answer(cmd, r, ctl.FormatRoutes(r))
-		})
-	}
-	return cmd
-}
-
-func defaultRoute(cmd *cobra.Command, gateway, device string) ([]ctl.Route, error) {
-	if gateway == "" {
-		return nil, nil
-	}
-	addr, err := netip.ParseAddr(gateway)
-	if err != nil {
-		return nil, &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--gateway is not an address: %q", gateway)}
-	}
-	return []ctl.Route{{Gateway: addr, Device: device}}, nil
-}
 
 // containerFlags are the flags that describe a container.
 type containerFlags struct {
@@ -118,15 +29,79 @@ func (f *containerFlags) add(cmd *cobra.Command) {
 	fl.BoolVar(&f.container.ReadonlyRootfs, "read-only", false, "mount the root file system read-only")
 }
 
+const createLong = "create-container has the guest pull an image and creates a container of it, or with --pause the pause container of the\n" +
+	"sandbox, whose image and process the guest has built in. It runs once it is started.\n\n" +
+	"--mount SOURCE:DESTINATION[:ro] shows the container what 'ctl copy' has put into the guest under the name SOURCE."
+
 func (c *ctlCommand) create() *cobra.Command {
 	var flags containerFlags
-	cmd := c.simple("create-container [flags] ID IMAGE -- COMMAND...", "Pull an image in the guest and create a container of it", cobra.MinimumNArgs(3),
+	var mounts, annotations []string
+	cmd := c.simple("create-container [flags] ID IMAGE -- COMMAND...", "Pull an image in the guest and create a container of it", nil,
 		func(ctx context.Context, s *ctl.Session, args []string) error {
-			flags.container.ID, flags.container.Image, flags.container.Process.Args = args[0], args[1], args[2:]
+			flags.container.ID = args[0]
+			if !flags.container.Pause {
+				flags.container.Image, flags.container.Process.Args = args[1], args[2:]
+			}
 			return s.CreateContainer(ctx, flags.container)
 		})
+	cmd.Long = createLong
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if flags.container.Pause {
+			return cobra.ExactArgs(1)(cmd, args)
+		}
+		return cobra.MinimumNArgs(3)(cmd, args)
+	}
 	flags.add(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&flags.container.Pause, "pause", false, "create the sandbox's pause container, without image and command")
+	f.BoolVarP(&flags.container.Process.Terminal, "tty", "t", false, "give the process a terminal")
+	f.StringArrayVar(&mounts, "mount", nil, "SOURCE:DESTINATION[:ro]: what 'ctl copy' put into the guest (may be repeated)")
+	f.StringArrayVar(&annotations, "annotation", nil, "NAME=VALUE for the container's spec (may be repeated)")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) (err error) {
+		if flags.container.Process.Terminal {
+			flags.container.Process.Size = localSize(cmd)
+		}
+		if flags.container.Annotations, err = parseAnnotations(annotations); err == nil {
+			flags.container.Mounts, err = parseMounts(mounts)
+		}
+		if err != nil {
+			return &usageError{cmd: cmd.CommandPath(), err: err}
+		}
+		return nil
+	}
 	return cmd
+}
+
+// parseMounts reads the values of --mount.
+func parseMounts(values []string) ([]ctl.Mount, error) {
+	var out []ctl.Mount
+	for _, value := range values {
+		parts := strings.Split(value, ":")
+		if len(parts) == 2 {
+			parts = append(parts, "rw")
+		}
+		if len(parts) != 3 || parts[0] == "" || !path.IsAbs(parts[1]) || parts[2] != "ro" && parts[2] != "rw" {
+			return nil, fmt.Errorf("--mount is not SOURCE:DESTINATION[:ro] with an absolute DESTINATION: %q", value)
+		}
+		if _, err := ctl.GuestPath(parts[0]); err != nil && !path.IsAbs(parts[0]) {
+			return nil, fmt.Errorf("--mount: %w", err)
+		}
+		out = append(out, ctl.Mount{Source: parts[0], Destination: parts[1], ReadOnly: parts[2] == "ro"})
+	}
+	return out, nil
+}
+
+// parseAnnotations reads the values of --annotation.
+func parseAnnotations(values []string) (map[string]string, error) {
+	out := make(map[string]string, len(values))
+	for _, value := range values {
+		name, text, ok := strings.Cut(value, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("--annotation is not NAME=VALUE: %q", value)
+		}
+		out[name] = text
+	}
+	return out, nil
 }
 
 func (c *ctlCommand) start() *cobra.Command {
@@ -141,118 +116,22 @@ func (c *ctlCommand) remove() *cobra.Command {
 	})
 }
 
-const execIDUsage = "id of a process that exec has started; empty is the container's own"
-
-func (c *ctlCommand) exec() *cobra.Command {
-	var execID string
-	var p ctl.Process
-	cmd := &cobra.Command{
-		Use:   "exec [flags] ID -- COMMAND...",
-		Short: "Run a process in a container, show its output and exit with its status",
-		Args:  cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p.Args = args[1:]
-			return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
-				if err := s.Exec(ctx, args[0], execID, p); err != nil {
-					return err
-				}
-				if err := s.Attach(ctx, args[0], execID, cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
-					return err
-				}
-				status, err := s.Wait(ctx, args[0], execID)
-				if err != nil {
-					return err
-				}
-				return statusError(status)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&execID, "exec-id", "exec-1", "id of the new process")
-	cmd.Flags().StringArrayVar(&p.Env, "env", nil, "NAME=VALUE (may be repeated)")
-	cmd.Flags().StringVar(&p.Cwd, "cwd", "/", "working directory")
-	return cmd
-}
-
-func (c *ctlCommand) attach() *cobra.Command {
-	var execID string
-	cmd := c.simple("attach ID", "Show the output of a container or process until it ends", cobra.ExactArgs(1), nil)
-	cmd.Aliases = []string{"logs"}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
-			return s.Attach(ctx, args[0], execID, cmd.OutOrStdout(), cmd.ErrOrStderr())
-		})
-	}
-	cmd.Flags().StringVar(&execID, "exec-id", "", execIDUsage)
-	return cmd
-}
-
-func (c *ctlCommand) signal() *cobra.Command {
-	var execID string
-	var number uint32
-	cmd := c.simple("signal ID SIGNAL", "Send a signal, by number or name (TERM), to a container or process", cobra.ExactArgs(2),
-		func(ctx context.Context, s *ctl.Session, args []string) error {
-			return s.Signal(ctx, args[0], execID, number)
-		})
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
-		if number, err = parseSignal(args[1]); err != nil {
-			return &usageError{cmd: cmd.CommandPath(), err: err}
-		}
-		return nil
-	}
-	cmd.Flags().StringVar(&execID, "exec-id", "", execIDUsage)
-	return cmd
-}
-
-// parseSignal reads a signal's number, or its name with or without SIG. Numbers are those of Linux, the same on every
-// architecture that a guest can have.
-func parseSignal(s string) (uint32, error) {
-	if number, err := strconv.ParseUint(s, 10, 32); err == nil {
-		return uint32(number), nil
-	}
-	number := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG"))
-	if number == 0 {
-		return 0, fmt.Errorf("%q is neither the number nor the name of a signal", s)
-	}
-	return uint32(number), nil
-}
-
-func (c *ctlCommand) waitProcess() *cobra.Command {
-	var execID string
-	cmd := &cobra.Command{
-		Use:   "wait ID",
-		Short: "Wait for a container or process to end and exit with its status",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
-				status, err := s.Wait(ctx, args[0], execID)
-				if err != nil {
-					return err
-				}
-				if err := c.answer(cmd, &pb.WaitProcessResponse{Status: int32(status)}, strconv.Itoa(status)); err != nil {
-					return err
-				}
-				return statusError(status)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&execID, "exec-id", "", execIDUsage)
-	return cmd
-}
-
 func (c *ctlCommand) run() *cobra.Command {
 	var flags containerFlags
 	var link linkFlags
 	var gateway string
+	var streams streamFlags
 	var o ctl.RunOptions
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE -- COMMAND...",
 		Short: "Walk the whole sequence of the shim for one container and exit with its status",
 		Long: "run checks the agent, configures the network where --mac is given, creates the sandbox and the container, shows\n" +
-			"its output until it ends, removes it and destroys the sandbox: the guest then powers off.",
+			"its output until it ends, removes it and destroys the sandbox: the guest then powers off.\n\n" + streamsLong,
 		Args: cobra.MinimumNArgs(2),
 	}
 	flags.add(cmd)
 	link.add(cmd)
+	streams.add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&flags.container.ID, "name", "demo", "id of the container")
 	f.StringVar(&gateway, "gateway", "", "gateway of the default route")
@@ -265,8 +144,10 @@ func (c *ctlCommand) run() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.Container = flags.container
 		o.Container.Image, o.Container.Process.Args = args[0], args[1:]
-		o.Stdout, o.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-		var err error
+		err := streams.setRun(cmd, &o)
+		if err != nil {
+			return err
+		}
 		if len(link.ips) > 0 || gateway != "" || link.mtu != 0 {
 			if err := requireFlags(cmd, "mac"); err != nil {
 				return err
@@ -284,7 +165,7 @@ func (c *ctlCommand) run() *cobra.Command {
 		return c.do(cmd, func(ctx context.Context, s *ctl.Session) error {
 			status, err := s.Run(ctx, o)
 			if err != nil {
-				return err
+				return withoutTerminal(err)
 			}
 			return statusError(status)
 		})

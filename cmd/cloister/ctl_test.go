@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,9 +30,10 @@ func (stub) ReadStderr(context.Context, string, string, int) ([]byte, error) {
 	return nil, nil
 }
 
-func serveStub(t *testing.T, gate rpc.Gate) (address string) {
+// serve serves an agent on a socket.
+func serve(t *testing.T, sandbox rpc.Sandbox, machine rpc.Machine, gate rpc.Gate) (address string) {
 	t.Helper()
-	server, err := rpc.NewServer(rpc.Config{Sandbox: stub{}, Machine: agenttest.Machine{}, Gate: gate, Version: "7.8.9"})
+	server, err := rpc.NewServer(rpc.Config{Sandbox: sandbox, Machine: machine, Gate: gate, Version: "7.8.9"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,9 +53,23 @@ func serveStub(t *testing.T, gate rpc.Gate) (address string) {
 	return address
 }
 
+// execute runs a command line and returns what it writes to standard output.
+func execute(t *testing.T, in io.Reader, args ...string) (string, error) {
+	t.Helper()
+	root := newRootCommand()
+	var stdout bytes.Buffer
+	root.SetIn(in)
+	root.SetOut(&stdout)
+	root.SetErr(t.Output())
+	root.SetArgs(args)
+	err := root.ExecuteContext(t.Context())
+	return stdout.String(), err
+}
+
 func TestCtl(t *testing.T) {
 	t.Parallel()
-	allow, deny := serveStub(t, rpc.AllowAll), serveStub(t, rpc.DenyAll)
+	allow := serve(t, stub{}, agenttest.Machine{}, rpc.AllowAll)
+	deny := serve(t, stub{}, agenttest.Machine{}, rpc.DenyAll)
 	for line, want := range map[string]struct {
 		code     int
 		out, err string
@@ -80,17 +96,12 @@ func TestCtl(t *testing.T) {
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()
-			root := newRootCommand()
-			var stdout, stderr bytes.Buffer
-			root.SetOut(&stdout)
-			root.SetErr(&stderr)
-			root.SetArgs(append([]string{"ctl"}, strings.Fields(line)...))
-			err := root.ExecuteContext(t.Context())
+			out, err := execute(t, nil, append([]string{"ctl"}, strings.Fields(line)...)...)
 			if got := exitCode(err); got != want.code {
 				t.Errorf("exit code %d (%v), want %d", got, err, want.code)
 			}
-			if !strings.Contains(stdout.String(), want.out) {
-				t.Errorf("printed %q, want %q", &stdout, want.out)
+			if !strings.Contains(out, want.out) {
+				t.Errorf("printed %q, want %q", out, want.out)
 			}
 			if want.err != "" && (err == nil || !strings.Contains(err.Error(), want.err)) {
 				t.Errorf("error %v, want %q", err, want.err)
