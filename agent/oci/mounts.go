@@ -157,7 +157,9 @@ func writable(options []string) bool {
 
 func convertBind(m specs.Mount, o Options) (specs.Mount, error) {
 	none := specs.Mount{}
-	if m.Type != "bind" && m.Type != "none" && m.Type != "" {
+	// The shim leaves the type of a volume's driver in the mount of a "local" one.
+	local := m.Type == "local" && slices.Contains(o.Volumes, m.Source)
+	if m.Type != "bind" && m.Type != "none" && m.Type != "" && !local {
 		return none, fmt.Errorf("a bind mount of type %q is a contradiction", m.Type)
 	}
 	if err := checkPath(m.Source); err != nil {

@@ -283,6 +283,16 @@ func TestVolumes(t *testing.T) {
 		if _, err := convertBind(bind(source), o); (err == nil) != ok {
 			t.Errorf("%s: %v", source, err)
 		}
+		local := bind(source)
+		local.Type = "local" // as the shim says it of emptyDirs
+		if m, err := convertBind(local, o); (err == nil) != ok || err == nil && m.Type != "bind" {
+			t.Errorf("%s as a local volume: %v, %v", source, m, err)
+		}
+	}
+	local := bind(runDir + "/shared/containers/x")
+	local.Type = "local"
+	if _, err := convertBind(local, o); err == nil {
+		t.Error("a file from the host was taken for a local volume")
 	}
 }
 
