@@ -71,7 +71,7 @@ func (g *guard) intercept(
 		return nil, status.Errorf(codes.Internal, "%s: served without a request", info.FullMethod)
 	case err != nil:
 		err = toStatus(request, err)
-		g.log.Log(ctx, failureLevel(err), "request failed", "method", info.FullMethod, "error", err)
+		g.log.Log(ctx, failureLevel(request, err), "request failed", "method", info.FullMethod, "error", err)
 		return nil, err
 	}
 	return resp, nil
@@ -87,8 +87,11 @@ func (g *guard) deny(method string, err error) (any, error) {
 	return nil, toStatus(nil, err)
 }
 
-// failureLevel keeps what the shim asks for again and again out of the log.
-func failureLevel(err error) slog.Level {
+// failureLevel keeps what the shim asks for again and again out of the log, such as statistics of containers that are gone.
+func failureLevel(request proto.Message, err error) slog.Level {
+	if _, ok := request.(*pb.StatsContainerRequest); ok {
+		return slog.LevelDebug
+	}
 	switch status.Code(err) {
 	case codes.Unimplemented, codes.Canceled:
 		return slog.LevelDebug

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Limits of what all connections together may have open. A shim needs one or two connections.
@@ -15,6 +16,8 @@ const (
 	// maxOpen bounds the requests that have come and whose answers have not been taken yet. It is above what the guard
 	// serves at a time, so that a request too many is answered, unless the host takes no answers.
 	maxOpen = 2 * maxInFlight
+	// lingerTime is how long a server that shuts down leaves the closing of connections to its peers.
+	lingerTime = 300 * time.Millisecond
 	// maxOpenBytes bounds the size of these requests.
 	maxOpenBytes = 4 * maxFrame
 )
@@ -27,6 +30,7 @@ type openRequests struct {
 	connections int
 	n, bytes    int
 	none        chan struct{} // closed when n becomes 0; nil if nobody waits
+	alone       chan struct{} // closed when connections becomes 0; nil if nobody waits
 }
 
 // connect counts a connection; false if there are too many.
@@ -69,6 +73,10 @@ func (o *openRequests) drop(c *requestConn) {
 	}
 	c.mine = nil
 	o.connections--
+	if o.connections == 0 && o.alone != nil {
+		close(o.alone)
+		o.alone = nil
+	}
 }
 
 func (o *openRequests) remove(c *requestConn, id uint32) {
@@ -87,20 +95,36 @@ func (o *openRequests) remove(c *requestConn, id uint32) {
 
 // wait returns when no request is open or ctx has ended.
 func (o *openRequests) wait(ctx context.Context) error {
-	o.mu.Lock()
-	if o.n == 0 {
-		o.mu.Unlock()
+	if err := await(ctx, &o.mu, func() bool { return o.n == 0 }, &o.none); err != nil {
+		return fmt.Errorf("wait for running requests: %w", err)
+	}
+	return nil
+}
+
+// linger returns when every peer has closed its connection, or after a while. A peer that writes to a connection that is
+// closed may drop the answers that it has not read yet, the one to DestroySandbox above all.
+func (o *openRequests) linger(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lingerTime)
+	defer cancel()
+	_ = await(ctx, &o.mu, func() bool { return o.connections == 0 }, &o.alone) // then they are closed
+}
+
+// await waits for a condition, of whose coming true the channel that it puts into wake tells.
+func await(ctx context.Context, mu *sync.Mutex, met func() bool, wake *chan struct{}) error {
+	mu.Lock()
+	if met() {
+		mu.Unlock()
 		return nil
 	}
-	if o.none == nil {
-		o.none = make(chan struct{})
+	if *wake == nil {
+		*wake = make(chan struct{})
 	}
-	none := o.none
-	o.mu.Unlock()
+	done := *wake
+	mu.Unlock()
 	select {
-	case <-none:
+	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for running requests: %w", context.Cause(ctx))
+		return context.Cause(ctx)
 	}
 }

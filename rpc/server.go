@@ -105,11 +105,15 @@ func (s *Server) stop() {
 	s.listeners = nil
 }
 
-// Shutdown stops accepting connections, waits until every request has been answered or ctx has ended, then closes what is
-// left. An agent shuts down when its sandbox has been destroyed, while the answer to that request is still on its way.
+// Shutdown stops accepting connections, waits until every request has been answered or ctx has ended, leaves the peers a
+// moment to close their connections, then closes what is left. An agent shuts down when its sandbox has been destroyed, while the answer to that request is still on its way.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
-	return errors.Join(s.open.wait(ctx), s.Close())
+	err := s.open.wait(ctx)
+	if err == nil {
+		s.open.linger(ctx)
+	}
+	return errors.Join(err, s.Close())
 }
 
 // Close stops accepting connections and cancels the context of every running request.
