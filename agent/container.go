@@ -36,6 +36,9 @@ func (s containerState) String() string {
 // finds their status. Without a bound, probes that run for months would fill the memory.
 const maxFinished = 128
 
+// maxParents bounds the groups, in which those of containers lie, that are remembered to be removed at the end.
+const maxParents = 1024
+
 // container is one container of the sandbox. Its lock guards state only and is never held across a call that can
 // block.
 type container struct {
@@ -116,7 +119,9 @@ func (s *Sandbox) reserve(c *container, result *oci.Result, sharedPID bool) erro
 		return err
 	}
 	c.cgroup = cgroup
-	s.cgroups[path.Dir(cgroup)] = true
+	if len(s.cgroups) < maxParents {
+		s.cgroups[path.Dir(cgroup)] = true
+	}
 	s.containers[c.id] = c
 	result.Join(fdPath(s.ipc), fdPath(s.uts), pid)
 	return nil
@@ -140,7 +145,8 @@ func (s *Sandbox) sharedPID(c *container, asked bool) (string, error) {
 // ociOptions are what the guest has for a container's spec. The lock is held.
 func (s *Sandbox) ociOptions(c *container) oci.Options {
 	return oci.Options{
-		ID: c.id, RunDir: s.cfg.RunDir, Rootfs: c.rootfs, Hostname: s.hostname, Privileged: s.cfg.Privileged, Controllers: s.cfg.Controllers,
+		ID: c.id, RunDir: s.cfg.RunDir, Rootfs: c.rootfs, Hostname: s.hostname, Privileged: s.cfg.Privileged,
+		Controllers: s.cfg.Controllers, HugePages: s.cfg.HugePages,
 	}
 }
 

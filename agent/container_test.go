@@ -18,6 +18,20 @@ import (
 	"github.com/cloister-cc/cloister/agent/agenttest"
 )
 
+// config reads the spec that the OCI runtime gets of a container.
+func (b *bed) config(t *testing.T, id string) *specs.Spec {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(b.dir, "run", id, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		t.Fatal(err)
+	}
+	return &spec
+}
+
 func TestContainerLife(t *testing.T) {
 	b := running(t)
 	c := config("c1", "echo out; echo err >&2; exit 3")
@@ -31,16 +45,9 @@ func TestContainerLife(t *testing.T) {
 	if got := b.kernel.Sysctls()["net.ipv4.ip_forward"]; got != "1" {
 		t.Errorf("sysctl %q", got)
 	}
-	data, err := os.ReadFile(filepath.Join(b.dir, "run/c1/config.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
-		t.Fatal(err)
-	}
+	spec := b.config(t, "c1")
 	if spec.Root.Path != filepath.Join(b.dir, "run/c1/rootfs") || len(spec.Linux.Namespaces) != 5 {
-		t.Errorf("config.json: %s", data)
+		t.Errorf("config.json: %+v", spec)
 	}
 	for _, ns := range spec.Linux.Namespaces {
 		joins := ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
@@ -74,6 +81,28 @@ func TestContainerLife(t *testing.T) {
 	}
 	wantErr(t, b.RemoveContainer(t.Context(), "c1", 0), agent.ErrInvalidContainerID)
 	b.wantEmpty(t)
+}
+
+// A cluster limits every size of huge pages that its node has; the guest may have others, for which the OCI runtime would
+// find no file.
+func TestHugePagesOfTheHost(t *testing.T) {
+	b := runningWith(t, func(c *agent.Config) { c.HugePages = []string{"2MB"} })
+	limits := &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "1GB"}, {Pagesize: "2MB"}}}
+	c := config("c1", "sleep 1000")
+	c.Spec.Linux = &specs.Linux{Resources: limits}
+	if err := b.CreateContainer(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.UpdateContainer(t.Context(), "c1", limits); err != nil {
+		t.Fatal(err)
+	}
+	for what, got := range map[string]*specs.LinuxResources{
+		"config.json": b.config(t, "c1").Linux.Resources, "update": b.runtime.Resources("c1"),
+	} {
+		if len(got.HugepageLimits) != 1 || got.HugepageLimits[0].Pagesize != "2MB" {
+			t.Errorf("%s: limits of huge pages %+v, want that of 2MB alone", what, got.HugepageLimits)
+		}
+	}
 }
 
 func TestUnknown(t *testing.T) {
@@ -193,15 +222,7 @@ func TestSharedPIDNamespace(t *testing.T) {
 	if err := b.CreateContainer(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(filepath.Join(b.dir, "run/c2/config.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
-		t.Fatal(err)
-	}
-	for _, ns := range spec.Linux.Namespaces {
+	for _, ns := range b.config(t, "c2").Linux.Namespaces {
 		if ns.Type == specs.PIDNamespace {
 			got, err := os.Readlink(ns.Path)
 			want, werr := os.Readlink("/proc/self/ns/pid") // where the stand-in runs its containers

@@ -123,6 +123,7 @@ func (s *Sandbox) complete(ctx context.Context, p plan) error {
 		if err := s.cfg.Devices(ctx, p.Spec, p.annotations); err != nil {
 			return fmt.Errorf("add devices: %w", err)
 		}
+		oci.ArrangeMounts(p.Spec.Mounts)
 	}
 	if err := s.openSecrets(ctx, p.Spec.Process); err != nil {
 		return err
@@ -235,6 +236,24 @@ func (s *Sandbox) mountRootfs(ctx context.Context, u *undo, c *container, spec *
 		return err
 	}
 	u.add("mount of root file system", func(ctx context.Context) error { return s.cfg.Images.Unmount(ctx, c.id) })
+	return checkRootfs(c.rootfs)
+}
+
+// checkRootfs refuses an image in which /dev, /proc or /sys is anything but a folder: the runtime would follow a link there
+// to a folder of the guest, and make its device nodes in it.
+func checkRootfs(rootfs string) error {
+	for _, name := range []string{"dev", "proc", "sys"} {
+		info, err := os.Lstat(filepath.Join(rootfs, name))
+		if errors.Is(err, os.ErrNotExist) { // the runtime makes it
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%w: /%s of the image is no folder", ErrInvalidArgument, name)
+		}
+	}
 	return nil
 }
 

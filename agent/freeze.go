@@ -58,6 +58,9 @@ func (s *Sandbox) ResumeContainer(ctx context.Context, id string) error {
 
 // forFreezer finds a container and keeps others from freezing or thawing it until release.
 func (s *Sandbox) forFreezer(ctx context.Context, id string) (c *container, release func(), err error) {
+	if err := s.working(); err != nil {
+		return nil, nil, err
+	}
 	if c, err = s.container(id); err != nil {
 		return nil, nil, err
 	}

@@ -59,19 +59,27 @@ func (in *input) write(ctx context.Context, data []byte) error {
 	if file == nil {
 		return ErrNoWriter
 	}
+	err := writeAll(ctx, file, data)
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.Is(err, os.ErrClosed):
+		return ErrNoWriter
+	}
+	return fmt.Errorf("write standard input: %w", err)
+}
+
+// writeAll writes all of data, or as much as it can until the context ends.
+func writeAll(ctx context.Context, file *os.File, data []byte) error {
 	for len(data) > 0 {
 		n, err := writeBlocking(ctx, file, data)
 		data = data[n:]
 		switch {
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-		case errors.Is(err, os.ErrClosed):
-			return ErrNoWriter
-		default:
-			return fmt.Errorf("write standard input: %w", err)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, os.ErrDeadlineExceeded): // else the end of an earlier write's context came late
+			return err
 		}
 	}
 	return nil
@@ -97,26 +105,26 @@ func (in *input) end(ctx context.Context) error {
 		in.close()
 		return nil
 	}
-	in.mu.Lock()
-	file, midLine := in.file, in.midLine
-	in.file = nil
-	in.mu.Unlock()
-	if file == nil {
-		return nil
-	}
 	select { // behind what is being written
 	case in.turn <- struct{}{}:
 		defer func() { <-in.turn }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	in.mu.Lock()
+	file, midLine := in.file, in.midLine
+	in.mu.Unlock()
+	if file == nil {
+		return nil
+	}
 	eof := []byte{endOfFile(file)}
 	if midLine { // the first one only hands the unfinished line on
 		eof = append(eof, eof[0])
 	}
-	if _, err := writeBlocking(ctx, file, eof); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EIO) {
+	if err := writeAll(ctx, file, eof); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EIO) {
 		return fmt.Errorf("end the input of a terminal: %w", err)
 	}
+	in.close()
 	return nil
 }
 

@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// oomEvents are containers of which the kernel has killed a process, in order, each at most once until it is taken: so
-// there are never more than containers. The zero value is ready for use.
+// oomEvents are containers of which the kernel has killed a process, in order, each at most once until it is taken, also
+// when it has been removed meanwhile. The zero value is ready for use.
 type oomEvents struct {
 	mu      sync.Mutex
 	pending []string

@@ -31,10 +31,13 @@ func (s *Sandbox) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
+	if err := ctx.Err(); err != nil { // nothing has happened yet, so that it can be started later
+		return fmt.Errorf("start container: %w", err)
+	}
 	if err := c.begin(containerCreated, containerStarting); err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
-	if err := s.cfg.Runtime.Start(ctx, id); err != nil {
+	if err := s.cfg.Runtime.Start(context.WithoutCancel(ctx), id); err != nil {
 		c.end(containerFailed)
 		return fmt.Errorf("start container %s: %w", id, err)
 	}

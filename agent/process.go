@@ -61,11 +61,11 @@ func (l launch) process() (*process, error) {
 	release := l.reaper.Hold()
 	defer release()
 	started, err := l.start(stdio)
-	if err == nil {
-		p.child, err = l.reaper.Adopt(started.PID)
-	}
 	if err == nil && l.terminal && started.Console == nil {
 		err = errors.New("the runtime has not handed over the terminal")
+	}
+	if err == nil { // last: what is adopted is nobody's leftover, and so not ended with those
+		p.child, err = l.reaper.Adopt(started.PID)
 	}
 	if err != nil {
 		if started.Console != nil {

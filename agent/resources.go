@@ -16,6 +16,9 @@ import (
 // UpdateContainer changes the limits of a created or running container; nil changes nothing. Which devices it may use
 // does not change. A limit whose controller the guest lacks is left out with a line in the log.
 func (s *Sandbox) UpdateContainer(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	if err := s.working(); err != nil {
+		return fmt.Errorf("update container: %w", err)
+	}
 	c, err := s.container(id)
 	if err != nil {
 		return fmt.Errorf("update container: %w", err)

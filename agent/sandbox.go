@@ -8,12 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +47,8 @@ type Config struct {
 	Privileged bool
 	// Controllers are the cgroup controllers that the machine has; nil means all.
 	Controllers []string
+	// HugePages are the sizes of huge pages that the machine has, in the form "2MB"; nil means all.
+	HugePages []string
 	// PipeSize is that of the pipes of containers' standard streams, in bytes; 0 means the kernel's default.
 	PipeSize int
 	// OpenSecret returns what the sealed secret in a variable's value stands for; without it, sealed values are refused.
@@ -287,80 +286,6 @@ func (s *Sandbox) taint(err error) {
 	if err != nil {
 		s.cfg.Log.Error("the sandbox is tainted", "error", err)
 		s.tainted = errors.Join(s.tainted, err)
-	}
-}
-
-// Done is closed when the sandbox has been destroyed.
-func (s *Sandbox) Done() <-chan struct{} { return s.done }
-
-// Destroy kills and removes every container and takes back what Create did; calls that block on the sandbox return,
-// and Done is closed, also after an error. A further call waits for the first and returns the same. Once begun, it
-// does not end with ctx.
-func (s *Sandbox) Destroy(ctx context.Context) error {
-	s.mu.Lock()
-	if s.state == sandboxDestroyed {
-		s.mu.Unlock()
-		select {
-		case <-s.done:
-			return s.destroyErr
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	creating, settled := s.state == sandboxCreating, s.settled
-	if creating {
-		s.mu.Unlock()
-		<-settled
-		return s.Destroy(ctx)
-	}
-	s.state = sandboxDestroyed
-	containers := make([]*container, 0, len(s.containers))
-	for _, c := range s.containers {
-		containers = append(containers, c)
-	}
-	s.mu.Unlock()
-	s.oom.close()
-
-	errs := make([]error, len(containers))
-	var wg sync.WaitGroup
-	for i, c := range containers {
-		wg.Go(func() {
-			errs[i] = s.remove(ctx, c, removeTimeout)
-			c.close()
-		})
-	}
-	wg.Wait()
-	s.mu.Lock()
-	u, pid := s.teardown, s.pid
-	s.mu.Unlock()
-	if s.cfg.Volumes != nil {
-		errs = append(errs, s.cfg.Volumes.Close(context.WithoutCancel(ctx)))
-	}
-	s.removeParents()
-	if pid != nil {
-		errs = append(errs, pid.Close())
-	}
-	s.destroyErr = errors.Join(append(errs, u.run(ctx))...)
-	close(s.done)
-	s.cfg.Log.Info("sandbox destroyed", "error", s.destroyErr)
-	return s.destroyErr
-}
-
-// removeParents removes the groups in which containers' lay, as far as they are empty: others may use them.
-func (s *Sandbox) removeParents() {
-	if s.cfg.Cgroups == nil {
-		return
-	}
-	s.mu.Lock()
-	parents := slices.Sorted(maps.Keys(s.cgroups))
-	s.mu.Unlock()
-	for _, p := range slices.Backward(parents) {
-		for ; p != "/" && p != "."; p = path.Dir(p) {
-			if err := s.cfg.Cgroups.RemoveEmpty(p); err != nil {
-				s.cfg.Log.Debug("a group is left", "cgroup", p, "error", err)
-				break
-			}
-		}
 	}
 }
 

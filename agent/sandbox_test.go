@@ -304,3 +304,30 @@ func TestDestroyEndsCreation(t *testing.T) {
 	}
 	b.wantEmpty(t)
 }
+
+// A Destroy whose caller has gone waits for the removal that is under way all the same.
+func TestDestroyAwaitsRemoval(t *testing.T) {
+	b := running(t)
+	b.start(t, "c1", "sleep 1000")
+	entered, release := make(chan struct{}), make(chan struct{})
+	b.images.Hook = func(op, _ string) error {
+		if op == "Unmount" {
+			close(entered)
+			<-release
+		}
+		return nil
+	}
+	removed, destroyed := make(chan error), make(chan error)
+	go func() { removed <- b.RemoveContainer(t.Context(), "c1", time.Hour) }()
+	<-entered
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	go func() { destroyed <- b.Destroy(ctx) }()
+	_, err := b.NextOOM(t.Context()) // which ends when Destroy has begun
+	wantErr(t, err, agent.ErrState)
+	close(release)
+	if err := errors.Join(<-removed, <-destroyed); err != nil {
+		t.Error(err)
+	}
+	b.wantEmpty(t)
+}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 )
@@ -130,13 +131,25 @@ func (s *Sandbox) UpdateEphemeralMounts(ctx context.Context, storages []Storage)
 			return fmt.Errorf("update ephemeral mounts: %w: storage driver %q is not %s", ErrInvalidArgument, v.Driver, DriverEphemeral)
 		}
 	}
-	if s.cfg.Volumes == nil && len(storages) > 0 {
-		return fmt.Errorf("update ephemeral mounts: %w", ErrUnsupported)
-	}
 	for _, v := range storages {
-		if err := s.cfg.Volumes.Update(ctx, v); err != nil {
+		if err := s.updateMount(ctx, v); err != nil {
 			return fmt.Errorf("update ephemeral mounts: %w", err)
 		}
 	}
 	return nil
+}
+
+func (s *Sandbox) updateMount(ctx context.Context, v Storage) error {
+	shmDir := filepath.Join(s.sandboxDir(), "shm")
+	switch {
+	case v.MountPoint == shmDir && v.FSType == "tmpfs":
+		data, _, err := shmOptions([]Storage{v}, shmDir)
+		if err != nil {
+			return err
+		}
+		return s.cfg.Kernel.Mount("shm", shmDir, "remount", data)
+	case s.cfg.Volumes == nil:
+		return ErrUnsupported
+	}
+	return s.cfg.Volumes.Update(ctx, v)
 }

@@ -181,7 +181,8 @@ type Kernel interface {
 	// Namespaces makes an IPC and a UTS namespace with that host name (empty: the one of the guest). They live as long as
 	// the files are open, or something runs in them.
 	Namespaces(hostname string) (ipc, uts *os.File, err error)
-	// Mount mounts source at target: a tmpfs whose data are the options, or with fstype "bind" a bind mount.
+	// Mount mounts source at target: a tmpfs whose data are the options, or with fstype "bind" a bind mount. With "remount"
+	// it gives the tmpfs that is there other options.
 	Mount(source, target, fstype, data string) error
 	// Unmount detaches what is mounted at target. Nothing mounted there is no error.
 	Unmount(target string) error

@@ -93,6 +93,8 @@ func internal(request proto.Message, err error) bool {
 	switch request.(type) {
 	case *pb.ExecProcessRequest:
 		return errors.Is(err, agent.ErrAlreadyExists)
+	case *pb.WriteStreamRequest:
+		return errors.Is(err, agent.ErrProcessNotFound)
 	case *pb.PauseContainerRequest, *pb.ResumeContainerRequest, *pb.GetOOMEventRequest:
 		return errors.Is(err, agent.ErrState)
 	}

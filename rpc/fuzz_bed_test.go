@@ -326,7 +326,7 @@ func cat(stdio agent.Stdio) (agent.Started, error) {
 	if stdio.Terminal {
 		var slave *os.File
 		var err error
-		if master, slave, err = terminal(); err != nil {
+		if master, slave, err = agenttest.OpenTerminal(); err != nil {
 			return agent.Started{}, err
 		}
 		defer slave.Close()
@@ -338,24 +338,4 @@ func cat(stdio agent.Stdio) (agent.Started, error) {
 	}
 	pid, err := syscall.ForkExec("/bin/cat", []string{"cat"}, attr)
 	return agent.Started{PID: pid, Console: master}, err
-}
-
-// terminal makes a pseudo-terminal, see pty(7).
-func terminal() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "terminal")
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, master.Close())
-	}
-	return master, slave, nil
 }

@@ -4,11 +4,14 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/cloister-cc/cloister/rpc/pb"
@@ -23,8 +26,10 @@ func ListenHost(port uint32, log *slog.Logger) (net.Listener, error) {
 	return hostListener{l, orDiscard(log)}, nil
 }
 
-// hostListener lets in, of vsock peers, none but the host (context id 2). A container can open vsock sockets of its own,
-// and could otherwise reach the agent through the loopback of its guest.
+// hostListener lets in, of vsock peers, none but the host (context id 2), and of the peers of a unix socket none but root and
+// the agent's own user. A container can open vsock sockets of its own, and could otherwise reach the agent through the
+// loopback of its guest. Any user of a machine can connect to an abstract unix socket, and so can root in a container, for
+// it shares the agent's network: a socket with a path is the better one.
 type hostListener struct {
 	net.Listener
 	log *slog.Logger
@@ -37,13 +42,34 @@ func (l hostListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		peer, ok := conn.RemoteAddr().(*vsock.Addr)
-		if !ok || peer.ContextID == vsock.Host {
-			return conn, nil
+		if peer, ok := mayConnect(conn); !ok {
+			l.log.Warn("connection refused: not from the host", "peer", peer)
+			_ = conn.Close()
+			continue
 		}
-		l.log.Warn("connection refused: not from the host", "peer", peer.String())
-		_ = conn.Close()
+		return conn, nil
 	}
+}
+
+// mayConnect tells whether a connection is let in, and if not, whose it is.
+func mayConnect(conn net.Conn) (peer string, ok bool) {
+	if addr, ok := conn.RemoteAddr().(*vsock.Addr); ok {
+		return addr.String(), addr.ContextID == vsock.Host
+	}
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return "", true // a pipe of the program's own
+	}
+	raw, err := local.SyscallConn()
+	if err != nil {
+		return err.Error(), false
+	}
+	var cred *unix.Ucred
+	controlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(controlErr, err); err != nil {
+		return err.Error(), false
+	}
+	return fmt.Sprintf("user %d, process %d", cred.Uid, cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
 }
 
 // Methods returns the names of all methods of the agent API, of both services.

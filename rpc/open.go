@@ -18,8 +18,8 @@ const (
 	maxOpen = 2 * maxInFlight
 	// lingerTime is how long a server that shuts down leaves the closing of connections to its peers.
 	lingerTime = 300 * time.Millisecond
-	// maxOpenBytes bounds the size of these requests.
-	maxOpenBytes = 4 * maxFrame
+	// maxOpenBytes bounds the size of these requests: some 2000 writes to containers that do not read fit.
+	maxOpenBytes = 16 * maxFrame
 )
 
 // openRequests counts connections, and the requests that have arrived and are not answered yet. ttrpc itself takes a

@@ -233,6 +233,7 @@ func TestErrorCodes(t *testing.T) {
 		{wrap(agent.ErrInvalidContainerID), "CloseStdin", id, codes.InvalidArgument, "Invalid container id"},
 		{wrap(agent.ErrProcessNotFound), "CloseStdin", id + `exec_id: "e1"`, codes.NotFound, "process not found"},
 		{wrap(agent.ErrInvalidContainerID), "GetDiagnosticData", id + `log_type: "termination_log"`, codes.Internal, "Invalid container id"},
+		{wrap(agent.ErrProcessNotFound), "WriteStdin", id + `exec_id: "e1"`, codes.Internal, "process not found"},
 		{wrap(agent.ErrNoWriter), "WriteStdin", id, codes.Internal, "Cannot get writer"},
 		{wrap(agent.ErrNoTerminal), "TtyWinResize", id, codes.Unavailable, "no tty"},
 		{wrap(agent.ErrState), "PauseContainer", id, codes.Internal, "not allowed in this state"},

@@ -107,7 +107,7 @@ func start(args, env []string, stdio agent.Stdio, extra ...*os.File) (agent.Star
 	var master *os.File
 	if stdio.Terminal {
 		var slave *os.File
-		if master, slave, err = openTerminal(); err != nil {
+		if master, slave, err = OpenTerminal(); err != nil {
 			return none, err
 		}
 		defer slave.Close()
@@ -124,8 +124,8 @@ func start(args, env []string, stdio agent.Stdio, extra ...*os.File) (agent.Star
 	return agent.Started{PID: pid, Console: master}, nil
 }
 
-// openTerminal makes a pseudo-terminal, see pty(7). Its master is in non-blocking mode.
-func openTerminal() (master, slave *os.File, err error) {
+// OpenTerminal makes a pseudo-terminal, see pty(7). Its master is in non-blocking mode.
+func OpenTerminal() (master, slave *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err

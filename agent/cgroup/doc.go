@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Cloister Authors.
 
-// Package cgroup reads, freezes, signals, removes and watches the control groups of containers, by the files of cgroup
+// Package cgroup reads, freezes, kills, removes and watches the control groups of containers, by the files of cgroup
 // version 2 alone (the kernel's Documentation/admin-guide/cgroup-v2.rst). The OCI runtime makes the groups and sets
 // their limits; this package sets none.
 //

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -54,7 +53,6 @@ func operations(t *testing.T, h Hierarchy) map[string]func(path string) error {
 		"Freeze":  func(path string) error { return h.Freeze(t.Context(), path) },
 		"Thaw":    func(path string) error { return h.Thaw(t.Context(), path) },
 		"Kill":    h.Kill,
-		"Signal":  func(path string) error { return h.Signal(path, syscall.SIGTERM) },
 		"Remove":  func(path string) error { return h.Remove(t.Context(), path) },
 		"Watcher": func(path string) error { return w.Add(path, func() {}) },
 	}
@@ -143,14 +141,6 @@ func TestMalformedState(t *testing.T) {
 		write(t, filepath.Join(root, "kata/c1/sub/cgroup.procs"), "1\n"+content+"-2\n")
 		if pids, err := h.Procs("/kata/c1"); err == nil || !strings.Contains(err.Error(), "cgroup.procs") {
 			t.Errorf("processes %v, %v", pids, err)
-		}
-	}
-}
-
-func TestSignalRange(t *testing.T) {
-	for _, sig := range []syscall.Signal{-9, 0, 65} {
-		if err := (Hierarchy{Root: t.TempDir()}).Signal("/c1", sig); !errors.Is(err, fs.ErrInvalid) {
-			t.Errorf("signal %d: %v", sig, err)
 		}
 	}
 }

@@ -141,31 +141,11 @@ func TestKernelKill(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(h.root(), path)); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the group is left: %v", err)
 			}
-			if err := errors.Join(kill(h, path+"x"), h.Kill(path), h.Signal(path, unix.SIGTERM), h.Remove(t.Context(), path)); err != nil && name == "by the kernel" {
+			if err := errors.Join(kill(h, path+"x"), h.Kill(path), h.Remove(t.Context(), path)); err != nil && name == "by the kernel" {
 				t.Errorf("after the removal: %v", err)
 			}
 		})
 	}
-}
-
-func TestKernelSignal(t *testing.T) {
-	h, path := newGroup(t)
-	below := sub(t, h, path+"/a")
-	processes := []*process{start(t, h, path, "echo"), start(t, h, below, "echo")}
-	other, otherPath := newGroup(t)
-	bystander := start(t, other, otherPath, "echo")
-	for _, p := range processes {
-		p.say(t)
-		p.hear(t)
-	}
-	if err := h.Signal(path, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range processes {
-		p.ended(t, unix.SIGTERM)
-	}
-	bystander.say(t)
-	bystander.hear(t)
 }
 
 // TestKernelOwnGroup asks for the group of the test itself.
@@ -180,7 +160,7 @@ func TestKernelOwnGroup(t *testing.T) {
 	defer write(t, filepath.Join(h.root(), self, "cgroup.procs"), "0")
 	for _, g := range []string{path, below} {
 		for name, err := range map[string]error{
-			"freeze": h.Freeze(t.Context(), g), "kill": h.Kill(g), "signal": h.Signal(g, unix.SIGTERM), "remove": h.Remove(t.Context(), g),
+			"freeze": h.Freeze(t.Context(), g), "kill": h.Kill(g), "remove": h.Remove(t.Context(), g),
 		} {
 			if !errors.Is(err, fs.ErrPermission) {
 				t.Errorf("%s of %s: %v", name, g, err)
@@ -327,7 +307,7 @@ func TestKernelNoController(t *testing.T) {
 	if exists(filepath.Join(h.root(), path, memoryEvents)) {
 		path = sub(t, h, path+"/a") // its parent gives it no controllers
 	}
-	if err := newWatcher(t, h).Add(path, func() {}); !errors.Is(err, ErrNoController) {
+	if err := newWatcher(t, h).Add(path, func() {}); !errors.Is(err, errNoController) {
 		t.Errorf("watch: %v", err)
 	}
 	s, err := h.Stats(path)

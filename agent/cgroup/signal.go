@@ -9,13 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// pidfds bounds the descriptors that Signal has open at a time.
+	// pidfds bounds the descriptors that kill has open at a time.
 	pidfds = 128
 	// maxRounds bounds how often to look for processes that were forked while others were killed.
 	maxRounds = 1000
@@ -63,41 +62,16 @@ func killRounds(group *os.Root) error {
 				killed[pid], quiet = true, 0
 			}
 		}
-		if err := signal(group, pids, unix.SIGKILL); err != nil {
+		if err := kill(group, pids); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Signal sends a signal to each process of a group and of the groups below it. One that is forked meanwhile may miss
-// it. A process or group that is gone is no error.
-func (h Hierarchy) Signal(path string, sig syscall.Signal) error {
-	if sig < 1 || sig > 64 {
-		return fmt.Errorf("signal %d: %w", int(sig), fs.ErrInvalid)
-	}
-	group, err := h.openForeign(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("signal: %w", err)
-	}
-	defer func() { _ = group.Close() }()
-	pids, err := procs(group)
-	if err == nil {
-		err = signal(group, pids, sig)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("signal processes of cgroup %s: %w", path, err)
-	}
-	return nil
-}
-
-// signal sends a signal to processes of a group. A process ID may pass to another process at any time, so it takes a
-// handle (a pidfd where the kernel has them) to each process first, looks again which are in the group, and signals
-// only those.
-func signal(group *os.Root, pids []int, sig syscall.Signal) error {
+// kill sends SIGKILL to processes of a group. A process ID may pass to another process at any time, so it takes a handle
+// (a pidfd where the kernel has them) to each process first, looks again which are in the group, and kills only those.
+func kill(group *os.Root, pids []int) error {
 	var errs []error
 	for some := range slices.Chunk(pids, pidfds) {
 		handles := make([]*os.Process, 0, len(some))
@@ -115,9 +89,9 @@ func signal(group *os.Root, pids []int, sig syscall.Signal) error {
 		}
 		for _, p := range handles {
 			if _, in := slices.BinarySearch(now, p.Pid); in {
-				err := p.Signal(sig)
+				err := p.Kill()
 				if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, unix.ESRCH) {
-					errs = append(errs, fmt.Errorf("signal process %d: %w", p.Pid, err))
+					errs = append(errs, fmt.Errorf("kill process %d: %w", p.Pid, err))
 				}
 			}
 			if err := p.Release(); err != nil {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoController means that a group has no memory controller, so that nobody counts its out-of-memory kills.
-var ErrNoController = errors.New("cgroup has no memory controller")
+// errNoController means that a group has no memory controller, so that nobody counts its out-of-memory kills.
+var errNoController = errors.New("cgroup has no memory controller")
 
 const memoryEvents = "memory.events"
 
@@ -65,7 +65,7 @@ func NewWatcher(h Hierarchy, log *slog.Logger) (*Watcher, error) {
 //
 // oom runs on the Watcher's goroutine or in a call of Remove. It must return soon, and must not call Close.
 //
-// A group without a memory controller gives an error that wraps ErrNoController, one that is gone fs.ErrNotExist, and
+// A group without a memory controller gives an error that wraps errNoController, one that is gone fs.ErrNotExist, and
 // one that is watched already fs.ErrExist.
 func (w *Watcher) Add(path string, oom func()) error {
 	group, err := w.hierarchy.open(path)
@@ -100,7 +100,7 @@ func (w *Watcher) start(x *watch, group *os.Root) error {
 		if _, err := readFile(group, eventsFile); err != nil {
 			return err // it is the group that is gone
 		}
-		return ErrNoController
+		return errNoController
 	}
 	if err != nil {
 		return err

@@ -121,7 +121,7 @@ func TestWatcherErrors(t *testing.T) {
 	if err := os.Remove(filepath.Join(plainGroup(t, root, "bare"), memoryEvents)); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Add("/bare", func() {}); !errors.Is(err, ErrNoController) || errors.Is(err, fs.ErrNotExist) {
+	if err := w.Add("/bare", func() {}); !errors.Is(err, errNoController) || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no memory controller: %v", err)
 	}
 	write(t, filepath.Join(plainGroup(t, root, "garbage"), memoryEvents), "oom_kill -1\n")

@@ -10,23 +10,23 @@ import (
 
 // Levels of the Kata names that slog has none for.
 const (
-	// LevelTrace is below slog.LevelDebug.
-	LevelTrace = slog.LevelDebug - 4
-	// LevelCritical is above slog.LevelError. The names critical, fatal and panic stand for it; none ends the agent.
-	LevelCritical = slog.LevelError + 4
+	// levelTrace is below slog.LevelDebug.
+	levelTrace = slog.LevelDebug - 4
+	// levelCritical is above slog.LevelError. The names critical, fatal and panic stand for it; none ends the agent.
+	levelCritical = slog.LevelError + 4
 )
 
 // Config holds the settings that mean something to this agent.
 type Config struct {
 	// LogLevel is the least level that is logged.
 	LogLevel slog.Level
-	// LogPort is the vsock port on which logs are offered; 0 means standard output.
+	// LogPort is the vsock port on which logs are offered besides standard error; 0 means none.
 	LogPort uint32
 	// DebugConsole opens a shell for whoever connects.
 	DebugConsole bool
 	// DebugConsolePort is the vsock port of the debug console; 0 means the machine's console.
 	DebugConsolePort uint32
-	// Tracing exports OpenTelemetry spans.
+	// Tracing writes an OpenTelemetry span of each request to the log.
 	Tracing bool
 	// ServerAddr is where the agent API is served: vsock://CID:PORT, unix://PATH or unix://@NAME. Load checks the scheme
 	// alone, the listener the rest.

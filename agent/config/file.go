@@ -23,12 +23,12 @@ func decodeFile(open func(string) (io.ReadCloser, error), path string) (map[stri
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read: %w", err)
 	}
-	if len(data) > MaxFile {
-		return nil, fmt.Errorf("it is larger than %d bytes", MaxFile)
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxFile)
 	}
 	return decode(data)
 }

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// MaxFile bounds the configuration file, in bytes.
-	MaxFile = 1 << 20
+	// maxFile bounds the configuration file, in bytes.
+	maxFile = 1 << 20
 	// MaxCommandLine bounds the kernel command line, in bytes. No kernel takes as much.
 	MaxCommandLine = 64 << 10
 	// maxWarnings bounds the warnings about one source.

@@ -129,9 +129,9 @@ func TestPrecedence(t *testing.T) {
 		warnings []string
 	}{
 		"line":              {o: Options{CommandLine: line}, level: slog.LevelError, port: 1},
-		"line, environment": {o: Options{CommandLine: line, Env: env}, level: LevelTrace, port: 1, policy: "/p"},
+		"line, environment": {o: Options{CommandLine: line, Env: env}, level: levelTrace, port: 1, policy: "/p"},
 		"-c, line":          {o: Options{CommandLine: line + named, File: "/c"}, opened: "/c", level: slog.LevelDebug, port: 2},
-		"-c, environment":   {o: Options{CommandLine: "agent.log=bad", File: "/c", Env: env}, opened: "/c", level: LevelTrace, port: 2, policy: "/p"},
+		"-c, environment":   {o: Options{CommandLine: "agent.log=bad", File: "/c", Env: env}, opened: "/c", level: levelTrace, port: 2, policy: "/p"},
 		"named":             {o: Options{CommandLine: named}, opened: "/a", level: slog.LevelDebug, port: 2},
 		"named, line, environment": {
 			o: Options{CommandLine: line + named + " agent.log=bad", Env: env}, opened: "/a", level: slog.LevelDebug, port: 2,
@@ -284,7 +284,7 @@ func TestErrors(t *testing.T) {
 		{file: "a = \nb = 1", want: `configuration file "f": line 1: `},
 		{file: "a = 1\na = 2", want: `configuration file "f": `},
 		{file: "a = 99999999999999999999", want: `configuration file "f": `},
-		{file: strings.Repeat("#\n", MaxFile/2) + "#", want: "it is larger than 1048576 bytes"},
+		{file: strings.Repeat("#\n", maxFile/2) + "#", want: "it is larger than 1048576 bytes"},
 		{file: strings.Repeat("[[a]]\n", maxMarks/2+1), want: "it has more than 8192 equals signs"},
 	} {
 		o := Options{CommandLine: test.line, Env: environ(test.env)}

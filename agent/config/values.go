@@ -110,7 +110,7 @@ func (l levelValue) want() string {
 func (l levelValue) fromText(s string) verdict {
 	switch s {
 	case "fatal", "panic", "critical":
-		*l.to = LevelCritical
+		*l.to = levelCritical
 	case "error":
 		*l.to = slog.LevelError
 	case "warn", "warning":
@@ -120,7 +120,7 @@ func (l levelValue) fromText(s string) verdict {
 	case "debug":
 		*l.to = slog.LevelDebug
 	case "trace":
-		*l.to = LevelTrace
+		*l.to = levelTrace
 	default:
 		return verdict{refused: true}
 	}

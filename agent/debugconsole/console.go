@@ -16,7 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec" //nolint:depguard // describes the command that agent/proc starts
+	"os/exec"
 	"sync"
 	"syscall"
 	"time"

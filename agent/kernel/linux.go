@@ -20,13 +20,15 @@ type Linux struct {
 	SysctlDir string
 }
 
-// Mount mounts a tmpfs, or with fstype "bind" source itself, at target. A tmpfs allows neither devices, nor programs,
-// nor set-user-ID files.
+// Mount mounts a tmpfs, or with fstype "bind" source itself, at target; with "remount" it gives the tmpfs that is there
+// other options. A tmpfs allows neither devices, nor programs, nor set-user-ID files.
 func (Linux) Mount(source, target, fstype, data string) error {
 	var flags uintptr
 	switch fstype {
 	case "tmpfs":
 		flags = unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOSUID
+	case "remount":
+		flags = unix.MS_REMOUNT | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOSUID
 	case "bind":
 		fstype, flags = "", unix.MS_BIND
 	default:

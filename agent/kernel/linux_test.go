@@ -4,6 +4,7 @@
 package kernel
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -135,6 +136,15 @@ func checkMounts(t *testing.T, k Linux, dir string) {
 	if err := unix.Statfs(tmpfs, &fs); err != nil || fs.Flags&noexec == 0 {
 		t.Errorf("flags of the tmpfs: %#x, %v", fs.Flags, err)
 	}
+	if err := k.Mount("shm", tmpfs, "remount", "mode=1777,size=2097152"); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(tmpfs, "x"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Errorf("a tmpfs that was made larger: %v", err)
+	}
+	if err := unix.Statfs(tmpfs, &fs); err != nil || fs.Flags&noexec == 0 {
+		t.Errorf("flags of the tmpfs that was made larger: %#x, %v", fs.Flags, err)
+	}
 	for path, text := range map[string]string{a: "a", b: "b"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Error(err)
@@ -146,6 +156,7 @@ func checkMounts(t *testing.T, k Linux, dir string) {
 	if data, err := os.ReadFile(b); err != nil || string(data) != "a" {
 		t.Errorf("bind mount: %q, %v", data, err)
 	}
+	checkBind(t, k, a, filepath.Join(dir, "c"))
 	for range 2 {
 		for _, target := range []string{b, tmpfs} {
 			if err := k.Unmount(target); err != nil {
@@ -161,6 +172,30 @@ func checkMounts(t *testing.T, k Linux, dir string) {
 	}
 	if err := k.Mount("/dev/vda", tmpfs, "ext4", ""); err == nil {
 		t.Error("ext4 was mounted")
+	}
+}
+
+// checkBind mounts a file that is open, though its name has come to mean another.
+func checkBind(t *testing.T, k Linux, name, target string) {
+	t.Helper()
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if err := errors.Join(os.Rename(name, name+".old"), os.WriteFile(name, []byte("another"), 0o600), os.WriteFile(target, nil, 0o600)); err != nil {
+		t.Error(err)
+	}
+	if err := k.Bind(f, target); err != nil {
+		t.Error(err)
+	}
+	if data, err := os.ReadFile(target); err != nil || string(data) != "a" {
+		t.Errorf("mount of an open file: %q, %v", data, err)
+	}
+	if err := k.Unmount(target); err != nil {
+		t.Error(err)
 	}
 }
 

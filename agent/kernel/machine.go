@@ -76,10 +76,41 @@ func (m Machine) MemoryProbe() bool {
 	return err == nil
 }
 
-func (m Machine) memory(name string) string {
+// HugePages returns the sizes of huge pages that the machine has, as the kernel names them in the files of its hugetlb
+// controller: "2MB". It is never nil.
+func (m Machine) HugePages() []string {
+	sizes := []string{}
+	entries, err := os.ReadDir(m.sys("kernel/mm/hugepages"))
+	if err != nil { // a kernel without huge pages
+		return sizes
+	}
+	for _, e := range entries {
+		text := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB")
+		if kib, err := strconv.ParseUint(text, 10, 64); err == nil {
+			sizes = append(sizes, pageSize(kib))
+		}
+	}
+	return sizes
+}
+
+// pageSize writes a size as mm/hugetlb_cgroup.c of the kernel does.
+func pageSize(kib uint64) string {
+	switch {
+	case kib >= 1<<20:
+		return fmt.Sprintf("%dGB", kib>>20)
+	case kib >= 1<<10:
+		return fmt.Sprintf("%dMB", kib>>10)
+	default:
+		return fmt.Sprintf("%dKB", kib)
+	}
+}
+
+func (m Machine) memory(name string) string { return m.sys("devices/system/memory/" + name) }
+
+func (m Machine) sys(name string) string {
 	dir := m.SysDir
 	if dir == "" {
 		dir = "/sys"
 	}
-	return filepath.Join(dir, "devices/system/memory", name)
+	return filepath.Join(dir, name)
 }

@@ -13,8 +13,8 @@
 //   - hooks of the spec, which would run outside of the container; those of the guest come by Options.Hooks;
 //   - annotations, each of them: the OCI runtime takes orders from some (run.oci.*), and needs none;
 //   - SELinux and AppArmor labels, of which the guest has none;
-//   - limits on CPU and memory nodes and on block devices, which are those of the host, and limits whose controller the
-//     guest does not have.
+//   - limits on CPU and memory nodes and on block devices, which are those of the host, and limits whose controller or
+//     page size the guest does not have.
 //
 // Result.Notes names what a container might miss of it.
 //

@@ -107,15 +107,14 @@ func guarded(always, more []string, privileged bool) []string {
 	return paths
 }
 
-// Namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,
-// whose links the shim configures. A user
-// namespace is not among them, see Result.Join.
-func Namespaces(o Options) []specs.LinuxNamespace {
+// namespaces returns the namespaces of a container. There is no network namespace: the container shares the agent's,
+// whose links the shim configures. A user namespace is not among them, see Result.Join.
+func namespaces(ipc, uts, pid string) []specs.LinuxNamespace {
 	return []specs.LinuxNamespace{
 		{Type: specs.MountNamespace},
-		{Type: specs.IPCNamespace, Path: o.IPC},
-		{Type: specs.UTSNamespace, Path: o.UTS},
-		{Type: specs.PIDNamespace, Path: o.PID},
+		{Type: specs.IPCNamespace, Path: ipc},
+		{Type: specs.UTSNamespace, Path: uts},
+		{Type: specs.PIDNamespace, Path: pid},
 		{Type: specs.CgroupNamespace},
 	}
 }

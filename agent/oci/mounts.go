@@ -82,19 +82,26 @@ func convertMounts(in []specs.Mount, o Options, linux *specs.Linux) ([]specs.Mou
 		return nil, nil, fmt.Errorf("container spec: %d mounts, at most %d are offered", len(in), maxMounts)
 	}
 	out := make([]specs.Mount, 0, len(in))
-	var binds []Bind
-	for i, m := range in {
+	for _, m := range in {
 		converted, err := convertMount(m, o)
+		if err == nil {
+			err = checkDev(converted, o.Privileged)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("container spec: mount on %q: %w", m.Destination, err)
 		}
 		out = append(out, converted)
-		if converted.Type == "bind" && strings.HasPrefix(converted.Source, path.Join(o.RunDir, SharedDir)+"/") {
-			binds = append(binds, Bind{Mount: i, Source: converted.Source})
-		}
 	}
 	if len(in) == 0 {
 		out = defaultMounts()
+	}
+	out = ownDev(out)
+	ArrangeMounts(out)
+	var binds []Bind
+	for i, m := range out {
+		if m.Type == "bind" && strings.HasPrefix(m.Source, path.Join(o.RunDir, SharedDir)+"/") {
+			binds = append(binds, Bind{Mount: i, Source: m.Source})
+		}
 	}
 	if len(linux.UIDMappings) > 0 {
 		fitUserNamespace(out, linux.GIDMappings, o.Privileged)

@@ -174,7 +174,7 @@ func TestJoin(t *testing.T) {
 		t.Errorf("in a UTS namespace of its own: host name %q, notes %q", result.Spec.Hostname, result.Notes)
 	}
 	result.Join("/ipc", "/uts", "/pid")
-	if diff := cmp.Diff(Namespaces(Options{IPC: "/ipc", UTS: "/uts", PID: "/pid"}), result.Spec.Linux.Namespaces); diff != "" {
+	if diff := cmp.Diff(namespaces("/ipc", "/uts", "/pid"), result.Spec.Linux.Namespaces); diff != "" {
 		t.Error(diff)
 	}
 	if result.Spec.Hostname != "" || len(result.Notes) != 1 || !strings.Contains(result.Notes[0], `"own"`) {

@@ -20,9 +20,10 @@ var (
 
 // refused are the capabilities by which root in a container gets out of it: it has no user namespace, so that they hold
 // for the whole guest. With CAP_SYS_ADMIN or CAP_BPF it takes away its device rules or its read-only mounts and then reads
-// disks and the tables of device-mapper; the others open memory, devices, modules and files by handle.
+// disks and the tables of device-mapper. With CAP_SYS_PTRACE it takes over the OCI runtime, which at each exec is a process of
+// the container that still has every capability. The others open memory, devices, modules and files by handle.
 var refused = []string{
-	"CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH",
+	"CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE",
 }
 
 const (

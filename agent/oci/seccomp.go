@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,7 +36,10 @@ var (
 	syscallName = regexp.MustCompile(`^[a-zA-Z0-9_]{1,64}$`)
 )
 
-// convertSeccomp checks a filter. What a filter allows or denies is the container's own business.
+// convertSeccomp checks a filter. What a filter allows or denies is the container's own business, but not what it makes of the
+// OCI runtime: that (crun) has the filter on itself before it gives up its capabilities. A filter that answers capset(2) or
+// prctl(2) by success, or the latter by the error for a capability that the kernel does not have, would leave the container
+// with every capability of the guest.
 func convertSeccomp(in *specs.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 	if in == nil {
 		return nil, nil //nolint:nilnil // no filter is a value of the spec
@@ -43,7 +47,7 @@ func convertSeccomp(in *specs.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 	if in.ListenerPath != "" || in.ListenerMetadata != "" {
 		return nil, errors.New("container spec: a seccomp listener is not offered")
 	}
-	if err := checkAction(in.DefaultAction, in.DefaultErrnoRet); err != nil {
+	if err := checkAction(in.DefaultAction, in.DefaultErrnoRet, true); err != nil {
 		return nil, err
 	}
 	for _, a := range in.Architectures {
@@ -70,7 +74,7 @@ func convertSeccomp(in *specs.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 }
 
 func checkSyscall(s specs.LinuxSyscall) error {
-	if err := checkAction(s.Action, s.ErrnoRet); err != nil {
+	if err := checkAction(s.Action, s.ErrnoRet, slices.Contains(s.Names, "prctl")); err != nil {
 		return err
 	}
 	for _, name := range s.Names {
@@ -89,12 +93,23 @@ func checkSyscall(s specs.LinuxSyscall) error {
 	return nil
 }
 
-func checkAction(action specs.LinuxSeccompAction, errno *uint) error {
+// checkAction checks what becomes of system calls; prctl says that prctl(2) may be one of them. Without a number, the error
+// is EPERM, by which the runtime fails.
+func checkAction(action specs.LinuxSeccompAction, errno *uint, prctl bool) error {
 	if !slices.Contains(seccompActions, action) {
 		return fmt.Errorf("container spec: seccomp action %q is not offered", action)
 	}
-	if errno != nil && *errno > maxErrno {
+	if errno == nil {
+		return nil
+	}
+	fails := action == specs.ActErrno
+	switch {
+	case *errno > maxErrno:
 		return fmt.Errorf("container spec: seccomp: there is no error number %d", *errno)
+	case fails && *errno == 0:
+		return errors.New("container spec: seccomp: a system call that fails by error number 0 seems to succeed, which is not offered")
+	case fails && prctl && *errno == uint(unix.EINVAL):
+		return errors.New("container spec: seccomp: prctl with the error EINVAL is not offered")
 	}
 	return nil
 }

@@ -124,11 +124,10 @@ func Convert(in *specs.Spec, o Options) (*Result, error) {
 // with those of its options; call it again when they become known later. A container that joins a UTS namespace
 // loses its host name: the OCI runtime would rename the whole sandbox.
 func (r *Result) Join(ipc, uts, pid string) {
-	namespaces := Namespaces(Options{IPC: ipc, UTS: uts, PID: pid})
+	r.Spec.Linux.Namespaces = namespaces(ipc, uts, pid)
 	if len(r.Spec.Linux.UIDMappings) > 0 {
-		namespaces = append(namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		r.Spec.Linux.Namespaces = append(r.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 	}
-	r.Spec.Linux.Namespaces = namespaces
 	if uts == "" || r.Spec.Hostname == "" {
 		return
 	}

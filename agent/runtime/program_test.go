@@ -38,6 +38,8 @@ func containerMain(args []string) int {
 		return pipesMain()
 	case "eat":
 		return eat()
+	case "hunt":
+		return hunt()
 	case "attack":
 		return attack()
 	case "attack-as-owner":

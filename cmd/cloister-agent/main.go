@@ -25,7 +25,8 @@ decides what it does. Anywhere else (init of a Kata guest image, under systemd, 
 
 Options:
   -c, --config FILE    settings as TOML, with Kata's keys; without it, agent.* of the kernel command line. Either way, the
-                       environment counts more: KATA_AGENT_SERVER_ADDR, KATA_AGENT_LOG_LEVEL, KATA_AGENT_TRACING
+                       environment counts more: KATA_AGENT_SERVER_ADDR, KATA_AGENT_LOG_LEVEL, KATA_AGENT_TRACING. If the
+                       command line has agent.config_file=FILE, that file alone counts
   --runtime PROGRAM    crun (default: the one in PATH)
   -v, --version        print the version
   -h, --help           print this text

@@ -115,7 +115,7 @@ func run(ctx context.Context, server *rpc.Server, l net.Listener, sandbox *agent
 	case <-ctx.Done():
 		return errors.Join(server.Close(), <-failed, sandbox.Destroy(context.WithoutCancel(ctx)))
 	case err := <-failed:
-		return errors.Join(errors.New("the agent API ended by itself"), err)
+		return errors.Join(errors.New("the agent API ended by itself"), err, sandbox.Destroy(context.WithoutCancel(ctx)))
 	}
 	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	defer cancel()
@@ -157,8 +157,9 @@ func newSandbox(s setup, reaper *proc.Reaper, log *slog.Logger) (_ *agent.Sandbo
 		return nil, c, err
 	}
 	config := agent.Config{
-		Images: timedImages{images, s.pullTimeout}, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, OpenSecret: s.openSecret, Log: log,
-		Privileged: s.privileged, PipeSize: s.pipeSize, Hooks: s.hooks, Devices: s.devices,
+		Images: timedImages{images, s.pullTimeout}, Runtime: crun, Kernel: kernel.Linux{}, Network: links, Reaper: reaper, Log: log,
+		OpenSecret: s.openSecret, Hooks: s.hooks, Devices: s.devices, Privileged: s.privileged, PipeSize: s.pipeSize,
+		HugePages: kernel.Machine{}.HugePages(),
 	}
 	more, err := addStorages(&config)
 	c = append(c, more...)

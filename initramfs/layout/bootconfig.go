@@ -186,6 +186,9 @@ func (c *BootConfig) Validate() error {
 	if c.LogPort != 0 && (c.LogPort == c.Port || c.LogPort == DebugConsolePort || c.Port == 0 && c.LogPort == DefaultPort) {
 		return fmt.Errorf("boot config: log port %d is the port of something else", c.LogPort)
 	}
+	if c.DebugConsole && c.Port == DebugConsolePort {
+		return fmt.Errorf("boot config: port %d is that of the debug console", c.Port)
+	}
 	if p := c.GuestHookPath; p != "" && (!path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0)) {
 		return fmt.Errorf("boot config: guest hook path %q is not a clean absolute path", p)
 	}

@@ -63,6 +63,7 @@ func TestBootConfigRefuses(t *testing.T) {
 		"log port of any":       {func(c *BootConfig) { c.LogPort = math.MaxUint32 }, "port"},
 		"log port of the API":   {func(c *BootConfig) { c.LogPort = 1024 }, "log port"},
 		"log port of a shell":   {func(c *BootConfig) { c.LogPort = 1026 }, "log port"},
+		"port of a shell":       {func(c *BootConfig) { c.Port, c.DebugConsole = 1026, true }, "debug console"},
 		"hooks nowhere":         {func(c *BootConfig) { c.GuestHookPath = "hooks" }, "guest hook path"},
 		"hooks elsewhere":       {func(c *BootConfig) { c.GuestHookPath = "/usr/../run" }, "guest hook path"},
 		"pipes negative":        {func(c *BootConfig) { c.ContainerPipeSize = -1 }, "pipe size"},

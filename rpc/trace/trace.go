@@ -81,14 +81,6 @@ func (t *Tracer) Close(ctx context.Context) error {
 	return nil
 }
 
-// Dropped returns how many spans have been dropped.
-func (t *Tracer) Dropped() uint64 {
-	if t == nil {
-		return 0
-	}
-	return t.writer.dropped.Load()
-}
-
 // Intercept puts a span around next, which is to decode the request and to decide on it. A request that next refuses
 // makes a failed span even if next hides that from the client. The Intercept of a nil Tracer is next itself.
 func (t *Tracer) Intercept(next ttrpc.UnaryServerInterceptor) ttrpc.UnaryServerInterceptor {

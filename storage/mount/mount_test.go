@@ -7,47 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// inNamespace runs the calling test again in a process with a mount namespace of its own (and, without root, a user
-// namespace), and returns true there. Elsewhere it reports that process's outcome and returns false.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	const marker = "CLOISTER_TEST_NAMESPACE"
-	if os.Getenv(marker) == t.Name() {
-		if err := Mount("none", "/", "", []string{"rprivate"}); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), marker+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	switch err := cmd.Start(); {
-	case errors.Is(err, unix.EPERM) && os.Getenv("CLOISTER_GUEST") != "1":
-		t.Skip("this machine allows no mount namespace")
-	case err != nil:
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("in the namespace: %v\n%s", err, out.String())
-	}
-	return false
-}
+	"github.com/cloister-cc/cloister/internal/testns"
+)
 
 // mountLine returns the options that /proc/self/mountinfo shows for a mount point, "" if there is none.
 func mountLine(t *testing.T, target string) string {
@@ -74,7 +41,7 @@ func mkdir(t *testing.T, name string) string {
 }
 
 func TestMount(t *testing.T) {
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	dir := t.TempDir()
@@ -124,7 +91,7 @@ func TestMount(t *testing.T) {
 
 // TestMountUndone has the second of two system calls fail: the first must not stay.
 func TestMountUndone(t *testing.T) {
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	dir := t.TempDir()
@@ -142,7 +109,7 @@ func TestMountUndone(t *testing.T) {
 }
 
 func TestOverlay(t *testing.T) {
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	base := t.TempDir()

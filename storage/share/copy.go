@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy is in the chain of the error of a Copy of a file of which another Copy is under way.
-var ErrBusy = errors.New("the same file is being copied")
+// errBusy is in the chain of the error of a Copy of a file of which another Copy is under way.
+var errBusy = errors.New("the same file is being copied")
 
 // File is a file, a folder or a symbolic link that the host copies in, or a part of a file: Kata's CopyFileRequest.
 type File struct {
@@ -183,9 +183,9 @@ func (d *Dir) copyLink(rel string, f File) error {
 // copyRegular writes a part of a regular file, and puts the file in place with the last one.
 func (d *Dir) copyRegular(rel string, f File) error {
 	size, length := f.Size, int64(len(f.Data))
-	if size < 0 || size > d.maxFile || length > MaxData || f.Offset < 0 || f.Offset > size || length > size-f.Offset {
+	if size < 0 || size > d.maxFile || length > maxData || f.Offset < 0 || f.Offset > size || length > size-f.Offset {
 		return fmt.Errorf("%d bytes at offset %d of a file of %d bytes, where a part may have %d and a file %d",
-			length, f.Offset, size, MaxData, d.maxFile)
+			length, f.Offset, size, maxData, d.maxFile)
 	}
 	t, err := d.begin(rel, f)
 	if err != nil {
@@ -206,7 +206,7 @@ func (d *Dir) begin(rel string, f File) (*transfer, error) {
 	old := d.transfers[rel]
 	switch {
 	case old != nil && old.busy:
-		return nil, ErrBusy
+		return nil, errBusy
 	case f.Offset != 0 && old == nil:
 		return nil, fmt.Errorf("offset %d of a file that was not begun", f.Offset)
 	case f.Offset != 0 && (f.Size != old.size || f.Offset > old.written):

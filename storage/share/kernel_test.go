@@ -5,53 +5,19 @@ package share
 
 import (
 	"errors"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cloister-cc/cloister/internal/testns"
 	"github.com/cloister-cc/cloister/storage/mount"
 )
-
-// inNamespace runs the calling test again in a process with a mount namespace of its own (and, without root, a user
-// namespace), and returns true there. Elsewhere it reports that process's outcome and returns false.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	const marker = "CLOISTER_TEST_NAMESPACE"
-	if os.Getenv(marker) == t.Name() {
-		if err := mount.Mount("none", "/", "", []string{"rprivate"}); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), marker+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, unix.EPERM) && os.Getenv("CLOISTER_GUEST") != "1":
-		t.Skip("this machine allows no mount namespace")
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP"):
-		t.Skipf("in the namespace:\n%s", out)
-	}
-	return false
-}
 
 // TestMounts: the host writes into no mount below the shared folder, whose files are not its own; such a mount may be the
 // source of a bind mount.
 func TestMounts(t *testing.T) {
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	d, root, _ := open(t)

@@ -25,12 +25,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultMaxFile is the size in bytes of the largest file that is accepted if Open is not told another: 1 GiB. The
+// defaultMaxFile is the size in bytes of the largest file that is accepted if Open is not told another: 1 GiB. The
 // folder lies in memory, and a shim reads a file whole before it sends it.
-const DefaultMaxFile = 1 << 30
+const defaultMaxFile = 1 << 30
 
-// MaxData is how many bytes one Copy may carry: the size of the largest message of the agent protocol.
-const MaxData = 4 << 20
+// maxData is how many bytes one Copy may carry: the size of the largest message of the agent protocol.
+const maxData = 4 << 20
 
 const (
 	maxPath  = 4095 // PATH_MAX without its zero byte
@@ -61,7 +61,7 @@ type Dir struct {
 
 // Open makes the folder at root, an absolute path that the caller trusts, if it is missing, and holds on to it: should
 // another come to lie at the path later, it is not used. Files larger than maxFile bytes are refused; 0 is
-// DefaultMaxFile.
+// defaultMaxFile.
 func Open(root string, maxFile int64) (*Dir, error) {
 	if !path.IsAbs(root) || path.Clean(root) != root || root == "/" {
 		return nil, fmt.Errorf("open shared folder %q: not an absolute, clean path", root)
@@ -70,7 +70,7 @@ func Open(root string, maxFile int64) (*Dir, error) {
 		return nil, fmt.Errorf("open shared folder: largest file has %d bytes", maxFile)
 	}
 	if maxFile == 0 {
-		maxFile = DefaultMaxFile
+		maxFile = defaultMaxFile
 	}
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return nil, fmt.Errorf("open shared folder: %w", err)

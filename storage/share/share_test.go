@@ -199,7 +199,7 @@ func TestArguments(t *testing.T) {
 		"overflow":        func(f *File) { f.Offset, f.Size = 1<<63-1, 1<<63-1 },
 		"beyond size":     func(f *File) { f.Size = 3 },
 		"not begun":       func(f *File) { f.Offset, f.Size = 4, 8 },
-		"much data":       func(f *File) { f.Data = make([]byte, MaxData+1); f.Size = MaxData + 1 },
+		"much data":       func(f *File) { f.Data = make([]byte, maxData+1); f.Size = maxData + 1 },
 		"no uid":          func(f *File) { f.UID = -1 },
 		"no gid":          func(f *File) { f.GID = -1 },
 		"device":          func(f *File) { f.Mode = unix.S_IFBLK },
@@ -305,7 +305,7 @@ func TestTooMany(t *testing.T) {
 			t.Errorf("%d more: %v", i+1, err)
 		}
 	}
-	if err := d.Copy(part(name(0), "xyz", 1, 2)); !errors.Is(err, ErrBusy) {
+	if err := d.Copy(part(name(0), "xyz", 1, 2)); !errors.Is(err, errBusy) {
 		t.Errorf("busy: %v", err)
 	}
 }
@@ -323,7 +323,7 @@ func TestConcurrent(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if err := d.Copy(file(same, reg|0o600, data)); err != nil && !errors.Is(err, ErrBusy) {
+				if err := d.Copy(file(same, reg|0o600, data)); err != nil && !errors.Is(err, errBusy) {
 					t.Error(err)
 				}
 				if err := d.Copy(file(root+"/deep/link", link, fmt.Sprint(i))); err != nil {

@@ -95,7 +95,7 @@ func own(ctx context.Context, root *os.File, p plan) error {
 	if p.group == nil {
 		return nil
 	}
-	return ChangeGroup(ctx, root, *p.group, slices.Contains(p.flags, "ro"))
+	return giveToGroup(ctx, root, *p.group, slices.Contains(p.flags, "ro"))
 }
 
 // unbuild unmakes a volume that is locked. It may be called again after it has failed.

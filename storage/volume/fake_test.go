@@ -7,7 +7,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,7 +94,7 @@ func newFake(t *testing.T) (*Manager, *fake, string) {
 		if err := m.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if left := m.MountPoints(); left != nil {
+		if left := m.mountPoints(); left != nil {
 			t.Errorf("left: %v", left)
 		}
 	})
@@ -128,4 +130,21 @@ func modeOf(t *testing.T, name string) (mode, group uint32) {
 		t.Fatal(err)
 	}
 	return st.Mode & 0o7777, st.Gid
+}
+
+// has tells whether a volume is at a path.
+func (m *Manager) has(mountPoint string) bool { return slices.Contains(m.mountPoints(), mountPoint) }
+
+// mountPoints lists where the volumes are, sorted.
+func (m *Manager) mountPoints() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []string
+	for rel, v := range m.volumes {
+		if v.ready {
+			all = append(all, path.Join(m.config.RunDir, rel))
+		}
+	}
+	slices.Sort(all)
+	return all
 }

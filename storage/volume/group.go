@@ -13,22 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxGroupDepth bounds how deep ChangeGroup goes, because each level costs two open files.
+// maxGroupDepth bounds how deep giveToGroup goes, because each level costs two open files.
 const maxGroupDepth = 256
 
 // FSGroup says which group owns what is in a volume, Kubernetes' fsGroup.
 type FSGroup struct {
 	ID uint32
-	// OnRootMismatch leaves the volume alone if its root looks as ChangeGroup would leave it.
+	// OnRootMismatch leaves the volume alone if its root looks as giveToGroup would leave it.
 	OnRootMismatch bool
 }
 
-// ChangeGroup gives a volume, whose root folder is open, to a group: folders become group g.ID's with the mode bits
+// giveToGroup gives a volume, whose root folder is open, to a group: folders become group g.ID's with the mode bits
 // 02770 set for their group part (02550 if readOnly), files with 0660 (0440). As chown(2) does, it takes the set-id bits
 // off executable files. Symbolic links and device nodes stay as they are, and other file systems in the volume too.
 //
 // All of it goes by file descriptors: what is moved or replaced by a link meanwhile leads nowhere else.
-func ChangeGroup(ctx context.Context, root *os.File, g FSGroup, readOnly bool) error {
+func giveToGroup(ctx context.Context, root *os.File, g FSGroup, readOnly bool) error {
 	st, err := stat(root)
 	if err != nil {
 		return fmt.Errorf("change group: %w", err)

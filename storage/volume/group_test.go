@@ -38,7 +38,7 @@ func change(ctx context.Context, t *testing.T, root string, g FSGroup, readOnly 
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return ChangeGroup(ctx, f, g, readOnly)
+	return giveToGroup(ctx, f, g, readOnly)
 }
 
 func TestChangeGroup(t *testing.T) {

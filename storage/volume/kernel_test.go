@@ -4,51 +4,15 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/cloister-cc/cloister/storage/mount"
+	"github.com/cloister-cc/cloister/internal/testns"
 )
-
-// inNamespace runs the calling test again in a process with a mount namespace of its own (and, without root, a user
-// namespace), and returns true there. Elsewhere it reports that process's outcome and returns false.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	const marker = "CLOISTER_TEST_NAMESPACE"
-	if os.Getenv(marker) == t.Name() {
-		if err := mount.Mount("none", "/", "", []string{"rprivate"}); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), marker+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, unix.EPERM) && os.Getenv("CLOISTER_GUEST") != "1":
-		t.Skip("this machine allows no mount namespace")
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP"):
-		t.Skipf("in the namespace:\n%s", out)
-	}
-	return false
-}
 
 // mounted returns the line of /proc/self/mountinfo for a mount point, "" if there is none.
 func mounted(t *testing.T, target string) string {
@@ -66,7 +30,7 @@ func mounted(t *testing.T, target string) string {
 }
 
 func TestKernel(t *testing.T) {
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	dir := filepath.Join(t.TempDir(), "run")
@@ -153,7 +117,7 @@ func TestKernelHugePages(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("setting the number of huge pages needs root")
 	}
-	if !inNamespace(t) {
+	if !testns.Inside(t) {
 		return
 	}
 	var kilobytes []uint64

@@ -243,26 +243,6 @@ func (m *Manager) update(ctx context.Context, s Storage) error {
 	return nil
 }
 
-// Has tells whether a volume is at a path. A container may have it as the source of a bind mount: no link is on the way
-// there, and none can come there.
-func (m *Manager) Has(mountPoint string) bool {
-	return slices.Contains(m.MountPoints(), mountPoint)
-}
-
-// MountPoints lists where the volumes are, sorted.
-func (m *Manager) MountPoints() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var all []string
-	for rel, v := range m.volumes {
-		if v.ready {
-			all = append(all, path.Join(m.config.RunDir, rel))
-		}
-	}
-	slices.Sort(all)
-	return all
-}
-
 // Close ends all volumes, and none can be added from then on. It reports those that it could not end, and may be called
 // again for them.
 func (m *Manager) Close(ctx context.Context) error {

@@ -35,8 +35,8 @@ func TestShim(t *testing.T) {
 		if err := m.Add(ctx, "c", s); err != nil {
 			t.Fatal(err)
 		}
-		if !m.Has(s.MountPoint) || m.Has(s.MountPoint+"/x") {
-			t.Errorf("has %s: %t", s.MountPoint, m.Has(s.MountPoint))
+		if !m.has(s.MountPoint) || m.has(s.MountPoint+"/x") {
+			t.Errorf("has %s: %t", s.MountPoint, m.has(s.MountPoint))
 		}
 	}
 	expect(
@@ -96,8 +96,8 @@ func TestUsers(t *testing.T) {
 	mounted := "mount tmpfs sandbox/shm tmpfs nosuid,size=1m"
 	step := func(err error, has bool, calls ...string) {
 		t.Helper()
-		if err != nil || m.Has(s.MountPoint) != has {
-			t.Errorf("%v, has %t", err, m.Has(s.MountPoint))
+		if err != nil || m.has(s.MountPoint) != has {
+			t.Errorf("%v, has %t", err, m.has(s.MountPoint))
 		}
 		expect(t, f, calls...)
 	}
@@ -171,7 +171,7 @@ func TestAddFails(t *testing.T) {
 	if err := os.Remove(s.MountPoint + "/entry"); err != nil {
 		t.Fatal(err)
 	}
-	if m.Has(s.MountPoint) || len(m.volumes) != 0 {
+	if m.has(s.MountPoint) || len(m.volumes) != 0 {
 		t.Error("what failed is there")
 	}
 }
@@ -278,7 +278,7 @@ func TestBlocked(t *testing.T) {
 	if err := m.Add(ctx, "c", s); !errors.Is(err, context.Canceled) {
 		t.Errorf("add: %v", err)
 	}
-	if m.Has(s.MountPoint) {
+	if m.has(s.MountPoint) {
 		t.Error("a volume shows before it is mounted")
 	}
 	close(block)
@@ -298,7 +298,7 @@ func TestConcurrent(t *testing.T) {
 				if err := m.Add(t.Context(), owner, s); err != nil {
 					t.Error(err)
 				}
-				if !m.Has(s.MountPoint) {
+				if !m.has(s.MountPoint) {
 					t.Error("a volume went while it was used")
 				}
 				if err := m.Release(t.Context(), owner); err != nil {
@@ -309,7 +309,7 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 	if len(m.volumes) != 0 {
-		t.Errorf("left: %v", m.MountPoints())
+		t.Errorf("left: %v", m.mountPoints())
 	}
 }
 
