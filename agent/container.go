@@ -36,6 +36,10 @@ func (s containerState) String() string {
 // finds their status. Without a bound, probes that run for months would fill the memory.
 const maxFinished = 128
 
+// maxUnwaited bounds the further processes of a container that nobody has waited for, running ones and others: each costs the
+// agent open files.
+const maxUnwaited = 1024
+
 // maxParents bounds the groups, in which those of containers lie, that are remembered to be removed at the end.
 const maxParents = 1024
 

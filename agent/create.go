@@ -288,6 +288,9 @@ func (s *Sandbox) keepPIDNamespace(init *process) error {
 	if err != nil {
 		return fmt.Errorf("open PID namespace: %w", err)
 	}
+	if err := init.child.Signal(0); err != nil { // its number, and so the namespace, may be another process's by now
+		return errors.Join(ns.Close(), fmt.Errorf("keep PID namespace: %w", err))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pid != nil {

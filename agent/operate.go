@@ -105,6 +105,9 @@ func (c *container) reserveExec(id string) error {
 	if _, taken := c.execs[id]; taken || id == c.id {
 		return fmt.Errorf("exec_id '%s' of container %s: %w", id, c.id, ErrAlreadyExists)
 	}
+	if len(c.execs)-len(c.finished) >= maxUnwaited {
+		return fmt.Errorf("container %s has %d processes that nobody has waited for: %w", c.id, maxUnwaited, ErrState)
+	}
 	c.execs[id] = nil
 	return nil
 }

@@ -76,6 +76,26 @@ func TestFinishedExecsAreForgotten(t *testing.T) {
 	b.wantStatus(t, "c1", "e139", 139)
 }
 
+// Threat: the host starts processes and never asks for their end, so that the agent runs out of open files. Seen: after some,
+// no more are started, until one is waited for.
+func TestUnwaitedExecsAreBounded(t *testing.T) {
+	b := running(t)
+	b.start(t, "c1", "sleep 1000")
+	var err error
+	n := 0
+	for ; err == nil && n < 2000; n++ {
+		err = b.Exec(t.Context(), "c1", fmt.Sprintf("e%d", n), shell("exit 3"))
+	}
+	wantErr(t, err, agent.ErrState)
+	if n != 1025 {
+		t.Errorf("refused is number %d", n)
+	}
+	b.wantStatus(t, "c1", "e0", 3)
+	if err := b.Exec(t.Context(), "c1", "more", shell("exit 4")); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSignalTermination(t *testing.T) {
 	for name, test := range map[string]struct {
 		script string

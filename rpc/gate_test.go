@@ -203,7 +203,7 @@ func TestPanics(t *testing.T) {
 			if got := len(sandbox.calls()); got != tt.want {
 				t.Errorf("%d calls of the sandbox, want %d", got, tt.want)
 			}
-			if !strings.Contains(r.log.String(), "boom 7193") || !strings.Contains(r.log.String(), "gate_test.go") {
+			if !strings.Contains(r.log.String(), "boom 7193") || !strings.Contains(r.log.String(), "rpc.TestPanics") {
 				t.Errorf("panic or stack missing in log: %s", r.log)
 			}
 			if _, err := r.call(t.Context(), t, "Check", ``); err != nil {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/containerd/ttrpc"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/cloister-cc/cloister/internal/callers"
 	"github.com/cloister-cc/cloister/rpc/pb"
 )
 
@@ -36,7 +36,7 @@ func (g *guard) intercept(
 ) (resp any, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			g.log.Error("request handler panicked", "method", info.FullMethod, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			g.log.Error("request handler panicked", "method", info.FullMethod, "panic", fmt.Sprint(r), "stack", callers.Names())
 			resp, err = nil, status.Errorf(codes.Internal, "%s: internal error of the agent, see its log", info.FullMethod)
 		}
 	}()

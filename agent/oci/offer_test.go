@@ -196,19 +196,26 @@ func TestSeccompRefuses(t *testing.T) {
 		in   specs.LinuxSeccomp
 		want string
 	}{
-		"right":          {allow(func(*specs.LinuxSyscall) {}), ""},
-		"no action":      {specs.LinuxSeccomp{}, "action"},
-		"notify":         {allow(func(c *specs.LinuxSyscall) { c.Action = specs.ActNotify }), "SCMP_ACT_NOTIFY"},
-		"default notify": {specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "SCMP_ACT_NOTIFY"},
-		"errno":          {allow(func(c *specs.LinuxSyscall) { c.ErrnoRet = new(uint(maxErrno + 1)) }), "error number"},
-		"name":           {allow(func(c *specs.LinuxSyscall) { c.Names = []string{"re ad"} }), "re ad"},
-		"index":          {allow(func(c *specs.LinuxSyscall) { c.Args[0].Index = 6 }), "argument 6"},
-		"operator":       {allow(func(c *specs.LinuxSyscall) { c.Args[0].Op = "SCMP_CMP_X" }), "SCMP_CMP_X"},
-		"conditions":     {allow(func(c *specs.LinuxSyscall) { c.Args = slices.Repeat(c.Args, 7) }), "7 conditions"},
-		"many names":     {allow(func(c *specs.LinuxSyscall) { c.Names = slices.Repeat(c.Names, maxSyscalls+1) }), "more than"},
-		"architecture":   {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"s390x"}}, "s390x"},
-		"flag":           {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_NEW_LISTENER"}}, "NEW_LISTENER"},
-		"listener data":  {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerMetadata: "x"}, "listener"},
+		"right":           {allow(func(*specs.LinuxSyscall) {}), ""},
+		"no action":       {specs.LinuxSeccomp{}, "action"},
+		"notify":          {allow(func(c *specs.LinuxSyscall) { c.Action = specs.ActNotify }), "SCMP_ACT_NOTIFY"},
+		"default notify":  {specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "SCMP_ACT_NOTIFY"},
+		"success":         {allow(func(c *specs.LinuxSyscall) { c.Action, c.ErrnoRet = specs.ActErrno, new(uint(0)) }), "error number 0"},
+		"default success": {specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: new(uint(0))}, "error number 0"},
+		"prctl": {allow(func(c *specs.LinuxSyscall) {
+			c.Names, c.Action, c.ErrnoRet = []string{"read", "prctl"}, specs.ActErrno, new(uint(22))
+		}), "EINVAL"},
+		"default prctl": {specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: new(uint(22))}, "EINVAL"},
+		"read":          {allow(func(c *specs.LinuxSyscall) { c.Action, c.ErrnoRet = specs.ActErrno, new(uint(22)) }), ""},
+		"errno":         {allow(func(c *specs.LinuxSyscall) { c.ErrnoRet = new(uint(maxErrno + 1)) }), "error number"},
+		"name":          {allow(func(c *specs.LinuxSyscall) { c.Names = []string{"re ad"} }), "re ad"},
+		"index":         {allow(func(c *specs.LinuxSyscall) { c.Args[0].Index = 6 }), "argument 6"},
+		"operator":      {allow(func(c *specs.LinuxSyscall) { c.Args[0].Op = "SCMP_CMP_X" }), "SCMP_CMP_X"},
+		"conditions":    {allow(func(c *specs.LinuxSyscall) { c.Args = slices.Repeat(c.Args, 7) }), "7 conditions"},
+		"many names":    {allow(func(c *specs.LinuxSyscall) { c.Names = slices.Repeat(c.Names, maxSyscalls+1) }), "more than"},
+		"architecture":  {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"s390x"}}, "s390x"},
+		"flag":          {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_NEW_LISTENER"}}, "NEW_LISTENER"},
+		"listener data": {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerMetadata: "x"}, "listener"},
 	} {
 		got, err := convertSeccomp(&test.in)
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {

@@ -85,6 +85,13 @@ func TestConvertRefuses(t *testing.T) {
 		"file handles": {func(s *specs.Spec) {
 			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_DAC_READ_SEARCH"}}
 		}, "not offered"},
+		"tracing": {func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_PTRACE"}}
+		}, "CAP_SYS_PTRACE is not offered"},
+		"volume as dev": {mounting(specs.Mount{Destination: "/dev", Type: "bind", Source: ok}), "tmpfs is offered there only"},
+		"mqueue as dev": {mounting(specs.Mount{Destination: "/x/../dev/", Type: "mqueue"}), "tmpfs is offered there only"},
+		"volume as pts": {mounting(specs.Mount{Destination: "/dev/pts", Type: "bind", Source: ok}), "devpts is offered there only"},
+		"tmpfs as pts":  {mounting(specs.Mount{Destination: "/dev/./pts", Type: "tmpfs"}), "devpts is offered there only"},
 		"bind relative": {mounting(bind("shared/containers/x")), "clean absolute"},
 		"bind shared":   {mounting(bind(ok, "rbind", "rshared")), "rshared"},
 		"bind idmap":    {mounting(bind(ok, "idmap")), "idmap"},

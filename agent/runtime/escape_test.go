@@ -97,6 +97,9 @@ func TestImageWithLinkForDev(t *testing.T) {
 func TestImageWithItsOwnDev(t *testing.T) {
 	p := craftedPod(t, func(rootfs string) error {
 		dev := filepath.Join(rootfs, "dev")
+		if err := os.Mkdir(filepath.Join(dev, "pts"), 0o755); err != nil {
+			return err
+		}
 		for name, target := range map[string]string{"null": "/proc/self/fd/3", "ptmx": "/volume/ptmx", "tty": "/proc/1/mem"} {
 			if err := os.Symlink(target, filepath.Join(dev, name)); err != nil {
 				return err
@@ -110,7 +113,7 @@ func TestImageWithItsOwnDev(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := busybox("c1", "tty; for n in null tty ptmx pts/ptmx; do [ -c /dev/$n ] && echo $n; done; ls /dev/pts; "+
+	c := busybox("c1", "tty; for n in null tty ptmx pts/ptmx; do [ -c /dev/$n ] && echo $n; done; ls -1 /dev/pts; "+
 		"grep -c ' /dev/pts devpts' /proc/mounts; cut -d' ' -f2,3 /proc/mounts | grep '^/dev/console'; exec sleep 1000")
 	volume := specs.Mount{Destination: "/way", Type: "bind", Source: filepath.Join(p.dir, oci.SharedDir, "volume"), Options: []string{"rbind"}}
 	c.Spec.Mounts = []specs.Mount{procMount(), volume}
@@ -162,7 +165,7 @@ func TestFilterThatKeepsCapabilities(t *testing.T) {
 	}
 }
 
-// hunt tries to take over what it sees for as long as it runs, and says what it got if that can do more than itself.
+// hunt tries to get at other processes for as long as it runs, and says what it got if those can do more than itself.
 func hunt() int {
 	own, _ := permitted("self")
 	_, _ = fmt.Println("hunting")
@@ -173,22 +176,26 @@ func hunt() int {
 			if err != nil || pid == os.Getpid() {
 				continue
 			}
-			if fds, err := os.ReadDir("/proc/" + e.Name() + "/fd"); err == nil {
-				for _, fd := range fds {
-					link, err := os.Readlink("/proc/" + e.Name() + "/fd/" + fd.Name())
-					if err == nil && strings.HasPrefix(link, "/") && link != "/dev/null" {
-						_, _ = fmt.Printf("file %s of process %d\n", link, pid)
-					}
-				}
+			more := func() bool {
+				caps, err := permitted(e.Name())
+				return err == nil && caps&^own != 0
 			}
-			if unix.PtraceAttach(pid) != nil {
+			if !more() {
 				continue
 			}
-			_, _ = unix.Wait4(pid, nil, unix.WALL, nil)
-			if caps, err := permitted(e.Name()); err == nil && caps&^own != 0 {
-				_, _ = fmt.Printf("process %d with %x\n", pid, caps)
+			fds, _ := os.ReadDir("/proc/" + e.Name() + "/fd")
+			for _, fd := range fds {
+				if link, err := os.Readlink("/proc/" + e.Name() + "/fd/" + fd.Name()); err == nil && more() {
+					_, _ = fmt.Printf("file %s of process %d\n", link, pid)
+				}
 			}
-			_ = unix.PtraceDetach(pid)
+			// The kernel asks the same of who opens a process's memory as of who traces it, which would hold it up.
+			if mem, err := os.OpenFile("/proc/"+e.Name()+"/mem", os.O_RDWR, 0); err == nil {
+				if more() { // it had not given up its capabilities meanwhile
+					_, _ = fmt.Printf("memory of process %d\n", pid)
+				}
+				_ = mem.Close()
+			}
 		}
 	}
 }
@@ -205,8 +212,8 @@ func permitted(pid string) (caps uint64, err error) {
 }
 
 // Threat: crun is a process in the container's PID namespace, still with every capability and with files of the guest open,
-// when it starts a further process, or a container that shares the namespace; a process of the container attaches to it.
-// Seen: CAP_SYS_PTRACE, by which that works, is refused, and without it nothing is found to attach to, nor an open file.
+// when it starts a further process, or a container that shares the namespace; a process of the container takes it over.
+// Seen: CAP_SYS_PTRACE, by which that works, is refused, and without it neither memory nor an open file of it is found.
 func TestContainerThatHuntsTheRuntime(t *testing.T) {
 	p := newPod(t)
 	hunter := agent.ContainerConfig{
@@ -268,7 +275,7 @@ func TestDescriptorsOfTheRuntime(t *testing.T) {
 	if err := p.Exec(t.Context(), "c1", "sleeper", shell("exec sleep 1000")); err != nil {
 		t.Fatal(err)
 	}
-	list := "for p in /proc/[0-9]*; do grep -q sleep $p/cmdline && ls $p/fd; done 2>/dev/null; cat /proc/*/environ | grep -c canary"
+	list := "for p in /proc/[0-9]*; do grep -q ^sleep $p/cmdline && ls $p/fd; done 2>/dev/null; cat /proc/*/environ | grep -c canary"
 	if got := p.execShell(t, "c1", "list", list); got != "0\n1\n2\n0\n1\n2\n0\n" {
 		t.Errorf("open files, and how often the agent's environment is there:\n%s", got)
 	}
@@ -319,5 +326,30 @@ func TestContainerThatWritesToTheRuntime(t *testing.T) {
 	after, err := os.ReadFile(crun)
 	if err != nil || !bytes.Equal(before, after) {
 		t.Errorf("crun was changed, %v", err)
+	}
+}
+
+// Threat: a container that may write to its control groups leaves them for others, makes groups in groups, and freezes itself,
+// so that nobody else can act on it. Seen: it sees its own groups only, gets no device by a new one, and is removed in time.
+func TestContainerWithWritableGroups(t *testing.T) {
+	p := newPod(t)
+	p.run(t, busybox("other", "exec sleep 1000"))
+	c := busybox("c1", `grep ^0:: /proc/self/cgroup; cd /sys/fs/cgroup; ls -d ../other other containers 2>/dev/null
+		mkdir sub; echo 0 > sub/cgroup.procs; mknod /dev/mem c 1 1 && cat /dev/mem >/dev/null 2>&1 && echo memory
+		i=0; while [ $i -lt 20 ]; do mkdir n && cd n || break; i=$((i+1)); done; echo $i
+		exec 3>/sys/fs/cgroup/cgroup.freeze; echo freezing; echo 1 >&3; exec sleep 1000`)
+	c.Spec.Process.Capabilities = capabilities("CAP_MKNOD")
+	c.Spec.Mounts = []specs.Mount{
+		procMount(), {Destination: "/sys", Type: "sysfs", Options: []string{"ro"}}, {Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"rw"}},
+	}
+	p.run(t, c)
+	p.say(t, "c1", "", "0::/\n20\nfreezing\n")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := p.RemoveContainer(ctx, "c1", 0); err != nil {
+		t.Error(err)
+	}
+	if got := p.execShell(t, "other", "e1", "echo lives"); got != "lives\n" {
+		t.Errorf("the other container says %q", got)
 	}
 }

@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/agent/boot"
 	"github.com/cloister-cc/cloister/agent/proc"
+	"github.com/cloister-cc/cloister/internal/callers"
 	"github.com/cloister-cc/cloister/internal/version"
 )
 
@@ -29,7 +28,7 @@ func runPID1(agent func(ctx context.Context, log *slog.Logger) error) {
 	defer powerOff(log)
 	defer func() {
 		if r := recover(); r != nil {
-			log.Error("agent panicked, powering off", "panic", fmt.Sprint(r), "stack", callers())
+			log.Error("agent panicked, powering off", "panic", fmt.Sprint(r), "stack", callers.Names())
 		}
 	}()
 	log.Info("cloister-agent starts", "version", version.String(), "handover_ms", uptime().Milliseconds())
@@ -61,20 +60,6 @@ func sealedGuest(ctx context.Context, log *slog.Logger) error {
 	s.side.logs = logs
 	defer guest.RegistryAuth.Wipe()
 	return serve(ctx, s, reaper, log)
-}
-
-// callers names the functions on the stack, and where they are, without their arguments.
-func callers() string {
-	var pcs [64]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
-	var b strings.Builder
-	for {
-		f, more := frames.Next()
-		fmt.Fprintf(&b, "%s:%d ", f.Function, f.Line)
-		if !more {
-			return b.String()
-		}
-	}
 }
 
 // powerOff writes out what the disks have not seen and ends the machine; it does not return.

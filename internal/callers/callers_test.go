@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Cloister Authors.
 
-package main
+package callers
 
 import (
 	"regexp"
@@ -13,10 +13,10 @@ import (
 func TestCallersShowNoArguments(t *testing.T) {
 	t.Parallel()
 	got := deep("an argument", 0xdeadbeef)
-	if !strings.Contains(got, "cloister-agent.deep:") || !regexp.MustCompile(`^(\S+:\d+ )+$`).MatchString(got) {
+	if !strings.Contains(got, "internal/callers.deep:") || !regexp.MustCompile(`^(\S+:\d+ )+$`).MatchString(got) {
 		t.Errorf("trace %q", got)
 	}
 }
 
 //go:noinline
-func deep(string, int) string { return callers() }
+func deep(string, int) string { return Names() }
