@@ -47,7 +47,7 @@ func TestOnlyRootConnects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "cloister-") // t.TempDir is closed to others
+	dir, err := os.MkdirTemp("", "cloister-") //nolint:usetesting // the folder above t.TempDir is closed to others
 	if err != nil {
 		t.Fatal(err)
 	}
