@@ -37,7 +37,7 @@ func (h Hierarchy) IsV2() (bool, error) {
 	if err := unix.Statfs(h.root(), &st); err != nil {
 		return false, fmt.Errorf("check file system of %s: %w", h.root(), err)
 	}
-	return int64(st.Type) == unix.CGROUP2_SUPER_MAGIC, nil //nolint:unconvert // int64 on amd64, uint32 on s390x
+	return st.Type == unix.CGROUP2_SUPER_MAGIC, nil
 }
 
 // Controllers returns the names of the controllers that the hierarchy has, such as "memory".
