@@ -5,16 +5,15 @@ package decrypt
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/containers/ocicrypt/blockcipher"
-	"github.com/opencontainers/go-digest"
 )
 
 // Annotations of an encrypted layer's descriptor.
@@ -25,9 +24,20 @@ const (
 	KeysAnnotation = KeysPrefix + "provider.attestation-agent"
 	// PublicAnnotation holds the public parameters of the layer cipher.
 	PublicAnnotation = "org.opencontainers.image.enc.pubopts"
+	// encryptionPrefix starts all of them.
+	encryptionPrefix = "org.opencontainers.image.enc."
 )
 
-// Errors that callers tell apart.
+// Protocols other than packets, what follows KeysPrefix.
+const (
+	protocolJWE    = "jwe"
+	protocolPKCS7  = "pkcs7"
+	protocolPGP    = "pgp"
+	protocolPKCS11 = "pkcs11"
+	providerPrefix = "provider."
+)
+
+// Errors that callers tell apart. Of one failure, it is never ErrNoKey and ErrWrongKey both.
 var (
 	// ErrNoKey means that the guest has none of the keys that unwrap the layer's key. A KeyFunc returns it, too.
 	ErrNoKey = errors.New("no such key")
@@ -41,236 +51,230 @@ var (
 // any other error that it could not be told.
 type KeyFunc func(ctx context.Context, uri string) ([]byte, error)
 
-// keyError is an error whose text is complete without that of its kind.
+// keyError is an error whose text is complete without those of its kinds.
 type keyError struct {
-	text string
-	kind error
+	text  string
+	kinds []error
 }
 
-func (e *keyError) Error() string { return e.text }
-func (e *keyError) Unwrap() error { return e.kind }
+func (e *keyError) Error() string   { return e.text }
+func (e *keyError) Unwrap() []error { return e.kinds }
 
-// LayerKey decrypts one layer. Its owner wipes it.
-type LayerKey struct {
-	options blockcipher.LayerBlockCipherOptions
+func noKey(format string, args ...any) error {
+	return &keyError{fmt.Sprintf(format, args...), []error{ErrNoKey}}
 }
 
-// Unwrap finds the layer's key: the first recipient whose key the guest has and whose packet opens. If there is none
-// the error is ErrNoKey where the guest has no key of any recipient, and ErrWrongKey where one does not fit.
-func Unwrap(ctx context.Context, annotations map[string]string, keys KeyFunc) (*LayerKey, error) {
-	value, ok := annotations[KeysAnnotation]
-	if !ok {
-		return nil, unsupportedScheme(annotations)
+func wrongKey(format string, args ...any) error {
+	return &keyError{fmt.Sprintf(format, args...), []error{ErrWrongKey}}
+}
+
+// Keys is what a guest opens layers with.
+type Keys struct {
+	// ByURI returns the keys that packets name, and those of PrivateKeys. nil has no keys.
+	ByURI KeyFunc
+	// PrivateKeys names the private keys for layers that are encrypted with jwe, pkcs7 or pgp, which do not name them
+	// themselves: URIs kbs:///repository/type/tag, at most MaxPrivateKeys, tried in order. Each is one key of RSA or an
+	// elliptic curve (PEM, DER or JWK), or a ring of PGP's private keys (binary or armoured). None has a passphrase.
+	PrivateKeys []string
+}
+
+// MaxPrivateKeys bounds Keys.PrivateKeys.
+const MaxPrivateKeys = 16
+
+// Check tells a configuration that cannot work.
+func (k Keys) Check() error {
+	if len(k.PrivateKeys) > MaxPrivateKeys {
+		return fmt.Errorf("%d private keys for image layers, at most %d are allowed", len(k.PrivateKeys), MaxPrivateKeys)
 	}
-	packets, err := parsePackets(value)
-	if err != nil {
+	for _, uri := range k.PrivateKeys {
+		if err := checkKeyURI(uri); err != nil {
+			return fmt.Errorf("private key for image layers: %w", err)
+		}
+	}
+	return nil
+}
+
+// get returns a key; no bytes are no key.
+func (k Keys) get(ctx context.Context, uri string) ([]byte, error) {
+	if k.ByURI == nil {
+		return nil, noKey("no key %s in this guest", uri)
+	}
+	key, err := k.ByURI(ctx, uri)
+	switch {
+	case errors.Is(err, ErrNoKey) || err == nil && len(key) == 0:
+		return nil, noKey("no key %s in this guest", uri)
+	case err != nil:
+		clear(key)
+		return nil, fmt.Errorf("get key %s: %w", uri, err)
+	}
+	return key, nil
+}
+
+// Unwrap is Keys.Unwrap without private keys.
+func Unwrap(ctx context.Context, annotations map[string]string, keys KeyFunc) (*LayerKey, error) {
+	return Keys{ByURI: keys}.Unwrap(ctx, annotations)
+}
+
+// Unwrap finds the layer's key: with the first recipient for whom the guest has a key that opens. Packets come first,
+// then jwe, pkcs7 and pgp. If nothing opens, the error says why for each recipient. It is ErrWrongKey where a key does not
+// fit, else ErrNoKey where the guest has none of the keys; and errors of ByURI besides.
+func (k Keys) Unwrap(ctx context.Context, annotations map[string]string) (*LayerKey, error) {
+	if err := k.Check(); err != nil {
 		return nil, err
+	}
+	found, failed := parseRecipients(annotations)
+	if len(found.packets)+len(found.messages)+len(failed) == 0 {
+		return nil, fmt.Errorf("encrypted layer has no annotation %s*", KeysPrefix)
+	}
+	if len(found.packets)+len(found.messages) == 0 {
+		return nil, joinFailed(failed)
 	}
 	public, err := parsePublic(annotations[PublicAnnotation])
 	if err != nil {
 		return nil, err
 	}
+	key, more := k.unwrapPackets(ctx, found.packets, public)
+	if key != nil && key.unproven == "" {
+		return key, nil
+	}
+	failed = append(failed, more...)
+	private, more := k.unwrapMessages(ctx, found.messages)
+	if private != nil {
+		if key != nil {
+			key.Wipe()
+		}
+		return newLayerKey(public, private), nil
+	}
+	if key != nil {
+		return key, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("unwrap layer key: %w", context.Cause(ctx))
+	}
+	return nil, joinFailed(append(failed, more...))
+}
+
+// recipients are those of a layer's recipients that a guest may be.
+type recipients struct {
+	packets  []packet
+	messages []message
+}
+
+// parseRecipients reads all annotations with wrapped keys, in a fixed order, and returns errors for those that it cannot
+// use: another recipient may open.
+func parseRecipients(annotations map[string]string) (found recipients, failed []error) {
+	seen := 0
+	for _, name := range slices.SortedFunc(maps.Keys(annotations), protocolOrder) {
+		protocol, ok := strings.CutPrefix(name, KeysPrefix)
+		if !ok {
+			continue
+		}
+		if seen++; seen > maxProtocols {
+			return found, append(failed, fmt.Errorf("layer has more than %d annotations with wrapped keys", maxProtocols))
+		}
+		var err error
+		switch {
+		case strings.HasPrefix(protocol, providerPrefix):
+			err = found.addPackets(name, annotations[name])
+		case protocol == protocolJWE || protocol == protocolPKCS7 || protocol == protocolPGP:
+			err = found.addMessages(protocol, annotations[name])
+		case protocol == protocolPKCS11:
+			err = errors.New("layer is encrypted for a pkcs11 token, which is not supported in this build")
+		default:
+			err = fmt.Errorf("layer is encrypted for %.40q, which is not supported", protocol)
+		}
+		if err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return found, failed
+}
+
+// protocolOrder sorts KeysAnnotation first; then jwe, pgp, pkcs7 and the others by their names.
+func protocolOrder(a, b string) int {
+	switch {
+	case a == b:
+		return 0
+	case a == KeysAnnotation:
+		return -1
+	case b == KeysAnnotation:
+		return 1
+	}
+	return strings.Compare(a, b)
+}
+
+// joinFailed makes one error of those of all recipients, with only the more telling of the kinds ErrWrongKey and ErrNoKey.
+func joinFailed(failed []error) error {
+	joined := errors.Join(failed...)
+	if !errors.Is(joined, ErrWrongKey) || !errors.Is(joined, ErrNoKey) {
+		return joined
+	}
+	kinds := slices.DeleteFunc(slices.Clone(failed), func(err error) bool { return errors.Is(err, ErrNoKey) })
+	return &keyError{joined.Error(), kinds}
+}
+
+// unwrapPackets returns the key that the first packet gives that opens. One that nothing proves to be right is returned
+// only where no other does, with the errors of all; of several such ones it is the first, whatever it looks like: see
+// parseUnproven.
+func (k Keys) unwrapPackets(ctx context.Context, packets []packet, public *blockcipher.PublicLayerBlockCipherOptions) (*LayerKey, []error) {
+	var unproven *LayerKey
 	var failed []error
 	for _, p := range packets {
-		private, err := unwrapPacket(ctx, p, keys)
-		if err == nil {
-			return &LayerKey{blockcipher.LayerBlockCipherOptions{Public: *public, Private: *private}}, nil
-		}
 		if ctx.Err() != nil {
-			return nil, err
+			break
 		}
-		failed = append(failed, err)
+		private, err := k.unwrapPacket(ctx, p)
+		switch {
+		case err != nil:
+			failed = append(failed, err)
+		case p.WrapType != wrapCTR:
+			if unproven != nil {
+				unproven.Wipe()
+			}
+			return newLayerKey(public, private), nil
+		case unproven == nil:
+			unproven = newLayerKey(public, private)
+			unproven.unproven = p.KeyURI
+		default:
+			wipePrivate(private)
+		}
 	}
-	return nil, errors.Join(failed...)
+	return unproven, failed
 }
 
-// NewLayerKey makes the key of a layer out of ocicrypt's private options (JSON), which some other protocol than that of
-// Unwrap has unwrapped. The caller wipes private.
-func NewLayerKey(annotations map[string]string, private []byte) (*LayerKey, error) {
-	public, err := parsePublic(annotations[PublicAnnotation])
-	if err != nil {
-		return nil, err
-	}
-	options := new(blockcipher.PrivateLayerBlockCipherOptions)
-	if decodeJSON(private, options) != nil { // JSON's own error could quote the key
-		return nil, errors.New("unwrapped layer key is nothing known")
-	}
-	if !validPrivate(options) {
-		clear(options.SymmetricKey)
-		return nil, fmt.Errorf("unwrapped layer key is not a key of 32 and a nonce of %d bytes", aes.BlockSize)
-	}
-	return &LayerKey{blockcipher.LayerBlockCipherOptions{Public: *public, Private: *options}}, nil
-}
-
-// KeyURIs returns the URIs of the keys that a layer was encrypted for, none if there is no KeysAnnotation.
+// KeyURIs returns the URIs of the keys that a layer was encrypted for, none if there is no KeysAnnotation. Packets of other
+// key providers than kbs are left out; if there are only such, that is an error.
 func KeyURIs(annotations map[string]string) ([]string, error) {
 	value, ok := annotations[KeysAnnotation]
 	if !ok {
 		return nil, nil
 	}
-	packets, err := parsePackets(value)
+	packets, err := parsePackets(KeysAnnotation, value)
 	if err != nil {
 		return nil, err
 	}
-	uris := make([]string, len(packets))
-	for i, p := range packets {
-		uris[i] = p.KeyURI
+	var uris []string
+	for _, p := range packets {
+		if p.unsupported != nil {
+			err = p.unsupported
+			continue
+		}
+		uris = append(uris, p.KeyURI)
+	}
+	if uris == nil {
+		return nil, err
 	}
 	return uris, nil
 }
 
-// PlainDigest returns the digest that the layer had before it was encrypted; empty if who encrypted it did not say.
-func (k *LayerKey) PlainDigest() digest.Digest { return k.options.Private.Digest }
-
-func validPrivate(o *blockcipher.PrivateLayerBlockCipherOptions) bool {
-	return len(o.SymmetricKey) == 32 && len(o.CipherOptions["nonce"]) == aes.BlockSize
-}
-
-// unsupportedScheme says for whom a layer was encrypted that was not encrypted for us.
-func unsupportedScheme(annotations map[string]string) error {
-	var schemes []string
-	for name := range annotations {
-		if scheme, ok := strings.CutPrefix(name, KeysPrefix); ok {
-			schemes = append(schemes, fmt.Sprintf("%.40q", scheme))
+// Identity returns a digest over everything in a descriptor's annotations that decides how the layer is decrypted. Two
+// pulls of the same blob with different ones must not share their outcome.
+func Identity(annotations map[string]string) string {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		if strings.HasPrefix(name, encryptionPrefix) {
+			_, _ = fmt.Fprintf(h, "%d:%s%d:%s", len(name), name, len(annotations[name]), annotations[name]) // a hash does not fail
 		}
 	}
-	if len(schemes) == 0 {
-		return fmt.Errorf("encrypted layer has no annotation %s", KeysAnnotation)
-	}
-	slices.Sort(schemes)
-	return fmt.Errorf("layer is encrypted for %s only; encrypt it for provider.attestation-agent with a kbs:/// key",
-		strings.Join(schemes[:min(len(schemes), 8)], ", "))
-}
-
-func unwrapPacket(ctx context.Context, p packet, keys KeyFunc) (*blockcipher.PrivateLayerBlockCipherOptions, error) {
-	key, err := keys(ctx, p.KeyURI)
-	defer func() { clear(key) }()
-	if errors.Is(err, ErrNoKey) || err == nil && len(key) == 0 {
-		return nil, &keyError{fmt.Sprintf("no key %s in this guest", p.KeyURI), ErrNoKey}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("get key %s: %w", p.KeyURI, err)
-	}
-	if len(key) != 32 {
-		return nil, &keyError{fmt.Sprintf("key %s has %d bytes, a layer key is wrapped with 32", p.KeyURI, len(key)), ErrWrongKey}
-	}
-	plain, err := p.open(key)
-	defer func() { clear(plain) }()
-	if err != nil {
-		return nil, err
-	}
-	private := new(blockcipher.PrivateLayerBlockCipherOptions)
-	if err := decodeJSON(plain, private); err != nil {
-		// JSON's own error could quote the plaintext.
-		return nil, &keyError{fmt.Sprintf("key %s does not unwrap the layer's key to anything known", p.KeyURI), ErrWrongKey}
-	}
-	if !validPrivate(private) {
-		clear(private.SymmetricKey)
-		return nil, fmt.Errorf("layer key unwrapped with %s is not a key of 32 and a nonce of %d bytes", p.KeyURI, aes.BlockSize)
-	}
-	return private, nil
-}
-
-// open decrypts the packet's wrapped key.
-func (p packet) open(key []byte) ([]byte, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, fmt.Errorf("unwrap layer key: %w", err)
-	}
-	if p.WrapType == wrapCTR {
-		plain := make([]byte, len(p.Wrapped))
-		cipher.NewCTR(block, p.IV).XORKeyStream(plain, p.Wrapped)
-		return plain, nil
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		return nil, fmt.Errorf("unwrap layer key: %w", err)
-	}
-	plain, err := aead.Open(nil, p.IV, p.Wrapped, nil)
-	if err != nil {
-		return nil, &keyError{fmt.Sprintf("key %s of this guest is not the one that the layer was encrypted with", p.KeyURI), ErrWrongKey}
-	}
-	return plain, nil
-}
-
-// parsePublic reads the value of PublicAnnotation. Options of the cipher are refused there: ocicrypt would prefer a
-// nonce from the public annotation, which nothing authenticates, to the one that is wrapped with the key.
-func parsePublic(annotation string) (*blockcipher.PublicLayerBlockCipherOptions, error) {
-	if annotation == "" {
-		return nil, fmt.Errorf("encrypted layer has no annotation %s", PublicAnnotation)
-	}
-	if len(annotation) > maxAnnotation {
-		return nil, fmt.Errorf("annotation %s is larger than %d bytes", PublicAnnotation, maxAnnotation)
-	}
-	data, err := decodeBase64(annotation)
-	if err != nil {
-		return nil, fmt.Errorf("annotation %s: %w", PublicAnnotation, err)
-	}
-	public := new(blockcipher.PublicLayerBlockCipherOptions)
-	if err := decodeJSON(data, public); err != nil {
-		return nil, fmt.Errorf("annotation %s: %w", PublicAnnotation, err)
-	}
-	if public.CipherType != blockcipher.AES256CTR {
-		return nil, fmt.Errorf("layer cipher %.40q is not %s", public.CipherType, blockcipher.AES256CTR)
-	}
-	if len(public.Hmac) != 32 || len(public.CipherOptions) != 0 {
-		return nil, fmt.Errorf("annotation %s: HMAC of %d bytes (want 32), %d cipher options (want none)",
-			PublicAnnotation, len(public.Hmac), len(public.CipherOptions))
-	}
-	return public, nil
-}
-
-// Wipe overwrites the key. A reader made of it goes on.
-func (k *LayerKey) Wipe() {
-	clear(k.options.Private.SymmetricKey)
-	clear(k.options.Private.CipherOptions["nonce"])
-	k.options = blockcipher.LayerBlockCipherOptions{}
-}
-
-// Reader returns the plaintext of an encrypted layer. It returns io.EOF only after r has and the HMAC over all of it
-// matches; else ErrUnauthentic, or r's own error.
-func (k *LayerKey) Reader(r io.Reader) (io.Reader, error) {
-	handler, err := blockcipher.NewLayerBlockCipherHandler()
-	if err != nil {
-		return nil, fmt.Errorf("set up layer cipher: %w", err)
-	}
-	src := &source{r: r}
-	plain, _, err := handler.Decrypt(src, k.options)
-	if err != nil {
-		return nil, fmt.Errorf("set up layer cipher: %w", err)
-	}
-	return &reader{plain: plain, src: src}, nil
-}
-
-// source remembers how the ciphertext ended, because the cipher's own errors have no type.
-type source struct {
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if err != nil {
-		s.err = err
-	}
-	return n, err
-}
-
-type reader struct {
-	plain io.Reader
-	src   *source
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.plain.Read(p)
-	switch {
-	case err == nil:
-		return n, nil
-	case r.src.err != nil && !errors.Is(r.src.err, io.EOF):
-		return n, r.src.err
-	case errors.Is(err, io.EOF) && r.src.err != nil:
-		return n, io.EOF
-	default:
-		return n, ErrUnauthentic
-	}
+	return hex.EncodeToString(h.Sum(nil))
 }

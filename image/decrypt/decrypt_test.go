@@ -116,7 +116,7 @@ const readmePacket = "eyJraWQiOiJrYnM6Ly8vZGVmYXVsdC9rZXkva2V5X2lkMSIsIndyYXBwZW
 const readmePubOpts = "eyJjaXBoZXIiOiJBRVNfMjU2X0NUUl9ITUFDX1NIQTI1NiIsImhtYWMiOiJQM08rQ1lhRGNSNkJteEpvdWlFV0lYM05XN1l2Nk5UcEp5dmhlNlBmbFA4PSIsImNpcGhlcm9wdGlvbnMiOnt9fQ=="
 
 func TestPublishedPacketParses(t *testing.T) {
-	packets, err := parsePackets(readmePacket)
+	packets, err := parsePackets(KeysAnnotation, readmePacket)
 	if err != nil || len(packets) != 1 || packets[0].KeyURI != "kbs:///default/key/key_id1" || packets[0].WrapType != WrapGCM {
 		t.Errorf("%+v, %v", packets, err)
 	}
@@ -138,12 +138,15 @@ func TestUnwrapErrors(t *testing.T) {
 		{"key missing", v.annotations(v.PacketV1), only("kbs:///other/key/1", wrong), ErrNoKey, "no key kbs:///default/test-key/1 in this guest"},
 		{"key empty", v.annotations(v.PacketV1), only(v.KeyURI, nil), ErrNoKey, "no key kbs:///default/test-key/1 in this guest"},
 		{"key wrong", v.annotations(v.PacketV1), only(v.KeyURI, wrong), ErrWrongKey, "is not the one that the layer was encrypted with"},
-		{"key wrong, A256CTR", v.annotations(v.PacketCTR), only(v.KeyURI, wrong), ErrWrongKey, "does not unwrap"},
 		{"key short", v.annotations(v.PacketV1), only(v.KeyURI, wrong[:16]), ErrWrongKey, "has 16 bytes"},
 		{"provider fails", v.annotations(v.PacketV1), func(context.Context, string) ([]byte, error) { return nil, io.ErrNoProgress }, io.ErrNoProgress, "get key kbs:///default/test-key/1"},
 		{"tag changed", v.annotations(change(t, v.PacketV1, `"iv":"AAAA`, `"iv":"AAAB`)), only(v.KeyURI, v.key(t)), ErrWrongKey, ""},
-		{"only jwe", map[string]string{KeysPrefix + "jwe": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "jwe" only`},
+		{"missing and wrong", v.annotations(change(t, v.PacketV1, v.KeyURI, "kbs:///a/b/c"), v.PacketV2), only(v.KeyURI, wrong), ErrWrongKey, "no key kbs:///a/b/c in this guest\nkey kbs:///default/test-key/1"},
+		{"no key function", v.annotations(v.PacketV1), nil, ErrNoKey, "no key kbs:///default/test-key/1 in this guest"},
+		{"pkcs11", map[string]string{KeysPrefix + "pkcs11": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, "pkcs11 token, which is not supported in this build"},
+		{"other protocol", map[string]string{KeysPrefix + "rot13": "x", PublicAnnotation: v.PubOpts}, only("", nil), nil, `encrypted for "rot13", which is not supported`},
 		{"other provider", map[string]string{KeysPrefix + "provider.x": "x"}, only("", nil), nil, `"provider.x"`},
+		{"key of a KMS", v.annotations(change(t, v.PacketV2, `"provider":"kbs"`, `"provider":"aliyun"`)), only("", nil), nil, `"aliyun", which is not supported`},
 		{"no keys", map[string]string{PublicAnnotation: v.PubOpts}, only("", nil), nil, "no annotation"},
 		{"no options", map[string]string{KeysAnnotation: v.PacketV1}, only("", nil), nil, "no annotation"},
 	} {
@@ -152,10 +155,34 @@ func TestUnwrapErrors(t *testing.T) {
 			if err == nil || key != nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) {
 				t.Fatalf("Unwrap: %v, want %q (%v)", err, tt.want, tt.is)
 			}
-			if errors.Is(tt.is, ErrNoKey) && errors.Is(err, ErrWrongKey) {
-				t.Error("a key that is missing is called wrong")
+			if errors.Is(err, ErrNoKey) && errors.Is(err, ErrWrongKey) {
+				t.Error("a key is both missing and wrong")
 			}
 		})
+	}
+}
+
+func TestKeyURIs(t *testing.T) {
+	v := readVector(t)
+	foreign := change(t, v.PacketV2, `"provider":"kbs"`, `"provider":"aliyun"`)
+	for _, tt := range []struct {
+		packets []string
+		want    int
+		fails   bool
+	}{
+		{nil, 0, true},
+		{[]string{v.PacketV1, v.PacketV2}, 2, false},
+		{[]string{foreign, v.PacketCTR}, 1, false},
+		{[]string{foreign}, 0, true},
+		{[]string{v.PacketV1, "x"}, 0, true},
+	} {
+		uris, err := KeyURIs(v.annotations(tt.packets...))
+		if len(uris) != tt.want || (err != nil) != tt.fails || tt.want > 0 && uris[0] != v.KeyURI {
+			t.Errorf("%d packets: %v, %v", len(tt.packets), uris, err)
+		}
+	}
+	if uris, err := KeyURIs(nil); uris != nil || err != nil {
+		t.Errorf("no annotation: %v, %v", uris, err)
 	}
 }
 
