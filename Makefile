@@ -43,6 +43,7 @@ test: ## every test, both guest architectures (what CI runs)
 
 test-unit: ## tests that need no guest, with the race detector
 	REQUIRE_QEMU=$(REQUIRE_QEMU) go test -race $$(go list ./... | grep -v -e /test/e2e -e /internal/guesttest)
+	go test -race -tags containers_image_openpgp ./image/sign
 
 test-guest: setup ## kernel-facing tests inside a guest of ARCH
 	REQUIRE_QEMU=1 CLOISTER_GUEST_ARCH=$(ARCH) go test -count=1 -timeout 30m ./internal/guesttest
@@ -66,6 +67,7 @@ fuzz: ## run every fuzz target for FUZZTIME each
 lint: $(GOLANGCI_LINT) setup ## static checks, and that generated code and go.mod are up to date
 	$(GOLANGCI_LINT) run ./...
 	GOARCH=s390x $(GOLANGCI_LINT) run ./...
+	$(GOLANGCI_LINT) run --build-tags containers_image_openpgp ./image/sign/...
 	go mod tidy -diff
 	go generate ./...
 	git diff --exit-code -- '*.pb.go'
