@@ -10,5 +10,8 @@
 // and the digest that it stands for, whether its layers are here already or not. A reference by digest needs no
 // registry once its layers are here. A cached layer that was encrypted is used only where its key is still to be had.
 //
+// A pull is one stream for each layer, from the registry to files: it goes on across dropped connections, and when its
+// caller gives up. What an image may cost is bounded, see Limits; docs/images.md has all of it.
+//
 // The package knows keys only as a func, and neither agent nor rpc.
 package image

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/cloister-cc/cloister/image/internal/registrytest"
-	"github.com/cloister-cc/cloister/image/registry"
 )
 
 func TestFlightIsShared(t *testing.T) {
@@ -111,6 +110,97 @@ func TestFlightEndsWithLastCaller(t *testing.T) {
 	})
 }
 
+// startRun begins a run that ends when it is told to, or with its context, and returns once it runs.
+func startRun(t *testing.T, f *flights[string], id string, release chan struct{}) (leave func() error, ended *atomic.Value) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	ended = new(atomic.Value)
+	go func() {
+		_, err := f.do(ctx, id, func(ctx context.Context) (string, error) {
+			select {
+			case <-release:
+				return "done " + id, nil
+			case <-ctx.Done():
+				ended.Store(context.Cause(ctx))
+				return "", context.Cause(ctx)
+			}
+		})
+		result <- err
+	}()
+	synctest.Wait()
+	return func() error { cancel(); return <-result }, ended
+}
+
+func TestFlightLingers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := flights[string]{linger: time.Minute, most: 2}
+		release := make(chan struct{})
+		leave, ended := startRun(t, &f, "a", release)
+		if err := leave(); !errors.Is(err, context.Canceled) {
+			t.Errorf("the caller that went away got %v", err)
+		}
+		time.Sleep(59 * time.Second)
+		joined := make(chan string, 1)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		go func() {
+			v, err := f.do(ctx, "a", func(context.Context) (string, error) { return "a new run", nil })
+			if err != nil {
+				t.Error(err)
+			}
+			joined <- v
+		}()
+		time.Sleep(time.Minute) // with a caller it does not end
+		if ended.Load() != nil {
+			t.Fatalf("the run ended: %v", ended.Load())
+		}
+		close(release)
+		if v := <-joined; v != "done a" {
+			t.Errorf("the second caller got %q", v)
+		}
+
+		leave, ended = startRun(t, &f, "b", nil)
+		_ = leave()
+		time.Sleep(61 * time.Second)
+		if err, _ := ended.Load().(error); !errors.Is(err, errAbandoned) {
+			t.Errorf("after a minute alone: %v", err)
+		}
+		if v, err := f.do(t.Context(), "b", func(context.Context) (string, error) { return "anew", nil }); v != "anew" || err != nil {
+			t.Errorf("%q, %v", v, err)
+		}
+		f.close()
+	})
+}
+
+func TestAbandonedFlightsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := flights[string]{linger: time.Hour, most: 2}
+		var ends []*atomic.Value
+		for _, id := range []string{"a", "b", "c"} {
+			leave, ended := startRun(t, &f, id, nil)
+			_ = leave()
+			ends = append(ends, ended)
+		}
+		synctest.Wait()
+		if err, _ := ends[0].Load().(error); !errors.Is(err, errCrowded) || ends[1].Load() != nil || ends[2].Load() != nil {
+			t.Errorf("ended: %v, %v, %v; want the first alone", ends[0].Load(), ends[1].Load(), ends[2].Load())
+		}
+		f.close()
+		for _, e := range ends[1:] {
+			if err, _ := e.Load().(error); !errors.Is(err, errClosed) {
+				t.Errorf("after close: %v", err)
+			}
+		}
+		if _, err := f.do(t.Context(), "d", func(context.Context) (string, error) { return "", nil }); !errors.Is(err, errClosed) {
+			t.Errorf("a run after close: %v", err)
+		}
+		if len(f.abandoned)+len(f.byID) != 0 {
+			t.Errorf("left: %d abandoned, %d in all", len(f.abandoned), len(f.byID))
+		}
+	})
+}
+
 // Two containers want the same image at once: every blob is fetched once, also if the one that came first gives up.
 func TestConcurrentMounts(t *testing.T) {
 	needRoot(t)
@@ -139,7 +229,7 @@ func TestConcurrentMounts(t *testing.T) {
 			}
 		})
 	}
-	for !waiting(s, flightID(registry.Layer{Descriptor: l.desc, DiffID: l.diffID}), 3*2) { // three mounts, each with the layer twice
+	for !waiting(s, 3) {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()

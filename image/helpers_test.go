@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
 	"github.com/cloister-cc/cloister/image/internal/registrytest"
+	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/image/store"
 	"github.com/cloister-cc/cloister/keys"
 )
@@ -197,7 +199,7 @@ func (m *mounts) read(t *testing.T, target, name string) string {
 func service(t *testing.T, r *registrytest.Registry, change func(*Config)) (*Service, *mounts) {
 	t.Helper()
 	m := new(mounts)
-	c := Config{Root: filepath.Join(t.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls()}
+	c := Config{Root: filepath.Join(t.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Retry: registry.Retry{Base: time.Millisecond, Max: 2 * time.Millisecond}}
 	if change != nil {
 		change(&c)
 	}
@@ -239,10 +241,12 @@ func contains(t *testing.T, err error, texts ...string) {
 	}
 }
 
-// waiting says whether n callers wait for a layer.
-func waiting(s *Service, id string, n int) bool {
-	s.flights.mu.Lock()
-	defer s.flights.mu.Unlock()
-	fl := s.flights.byID[id]
-	return fl != nil && fl.waiters == n
+// waiting says whether n callers wait for an image.
+func waiting(s *Service, n int) bool {
+	s.pulls.mu.Lock()
+	defer s.pulls.mu.Unlock()
+	for _, fl := range s.pulls.byID {
+		return fl.waiters == n
+	}
+	return n == 0
 }

@@ -10,7 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
+	"maps"
+	"slices"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
@@ -20,13 +21,14 @@ import (
 	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/image/store"
 	"github.com/cloister-cc/cloister/image/unpack"
+	"github.com/cloister-cc/cloister/internal/callers"
 )
 
 // ErrDiffID means that a layer is intact but not the one that the image's config lists.
 var ErrDiffID = errors.New("layer does not match its diff_id in the image config")
 
-// pull returns the verified layers of an image, lowest first.
-func (s *Service) pull(ctx context.Context, ref registry.Reference) ([]store.Layer, error) {
+// choose returns the image that a reference stands for now, and that may be used.
+func (s *Service) choose(ctx context.Context, ref registry.Reference) (*registry.Image, error) {
 	desc, err := s.registry.Resolve(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -38,16 +40,51 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference) ([]store.Lay
 	if err != nil {
 		return nil, err
 	}
+	if err := s.config.Limits.check(img); err != nil {
+		return nil, fmt.Errorf("image %s: %w", ref, err)
+	}
+	return img, nil
+}
+
+// pull returns the verified layers of an image, lowest first. Pulls of the same image from the same place are one.
+func (s *Service) pull(ctx context.Context, ref registry.Reference, img *registry.Image) ([]store.Layer, error) {
+	id := ref.Host + "/" + ref.Repository + "@" + img.Manifest.String()
+	layers, err := s.pulls.do(ctx, id, func(ctx context.Context) ([]store.Layer, error) {
+		return s.layers(ctx, ref, img)
+	})
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("the caller of %s did not wait for the end, the pull goes on for the next one: %w", ref, err)
+	}
+	return layers, err
+}
+
+// guard is deferred in goroutines of our own, where a panic over what a registry serves would end the whole program.
+func (s *Service) guard(err *error, d digest.Digest) {
+	if r := recover(); r != nil {
+		s.config.Log.Error("pull panicked", "digest", d.String(), "panic", fmt.Sprint(r), "stack", callers.Names())
+		*err = errors.New("internal error of the agent, see its log")
+	}
+}
+
+// layers pulls the layers of an image that are not here.
+func (s *Service) layers(ctx context.Context, ref registry.Reference, img *registry.Image) (_ []store.Layer, err error) {
+	defer s.guard(&err, img.Manifest)
+	hold := s.store.NewHold()
+	defer hold.Release()
+	if err := s.room(img, hold); err != nil {
+		return nil, fmt.Errorf("image %s: %w", ref, err)
+	}
 	s.config.Log.Info("pulling image", "reference", ref.String(), "digest", img.Digest.String(), "layers", len(img.Layers))
 	layers := make([]store.Layer, len(img.Layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, l := range img.Layers {
 		group.Go(func() error {
-			layer, err := s.flights.do(ctx, flightID(l), func(ctx context.Context) (store.Layer, error) {
-				return s.layer(ctx, ref, l)
-			})
+			layer, err := s.shared(ctx, ref, l)
 			if err != nil {
 				return fmt.Errorf("layer %d (%s) of %s: %w", i, l.Descriptor.Digest, ref, err)
+			}
+			if !hold.Add(layer) {
+				return fmt.Errorf("layer %d (%s) of %s: %w", i, l.Descriptor.Digest, ref, store.ErrGone)
 			}
 			layers[i] = layer
 			return nil
@@ -56,9 +93,36 @@ func (s *Service) pull(ctx context.Context, ref registry.Reference) ([]store.Lay
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+	var size int64
+	for _, l := range layers {
+		if size += l.Size; size > s.config.Limits.ImageUnpacked {
+			return nil, fmt.Errorf("image %s: layers take more than %d bytes: %w", ref, s.config.Limits.ImageUnpacked, unpack.ErrLimit)
+		}
+	}
 	s.config.Log.Info("image is ready", "reference", ref.String(), "digest", img.Digest.String(),
-		"manifest", img.Manifest.String(), "layers", len(layers))
+		"manifest", img.Manifest.String(), "layers", len(layers), "bytes", size)
 	return layers, nil
+}
+
+// pulled is a layer, and where it was to be had.
+type pulled struct {
+	layer store.Layer
+	from  string
+}
+
+// shared returns a layer; all that want it at the same time share its pull. Where that fails at somebody else's registry
+// or repository, which may not have it or be out of order, ours is asked.
+func (s *Service) shared(ctx context.Context, ref registry.Reference, l registry.Layer) (store.Layer, error) {
+	from := ref.Host + "/" + ref.Repository
+	run := func(ctx context.Context) (pulled, error) {
+		layer, err := s.layer(ctx, ref, l)
+		return pulled{layer, from}, err
+	}
+	p, err := s.flights.do(ctx, flightID(l), run)
+	if err != nil && ctx.Err() == nil && p.from != "" && p.from != from {
+		p, err = s.flights.do(ctx, flightID(l), run)
+	}
+	return p.layer, err
 }
 
 // image returns the manifest of a digest, from memory if it is there.
@@ -85,24 +149,19 @@ func (s *Service) image(ctx context.Context, ref registry.Reference, d digest.Di
 // flightID tells layers apart that must not share a pull: the same blob with another diff_id, type or key.
 func flightID(l registry.Layer) string {
 	h := sha256.New()
-	for _, part := range []string{
-		l.Descriptor.Digest.String(), l.DiffID.String(), l.Descriptor.MediaType,
-		l.Descriptor.Annotations[decrypt.KeysAnnotation], l.Descriptor.Annotations[decrypt.PublicAnnotation],
-	} {
+	parts := []string{l.Descriptor.Digest.String(), l.DiffID.String(), l.Descriptor.MediaType}
+	for _, name := range slices.Sorted(maps.Keys(l.Descriptor.Annotations)) {
+		parts = append(parts, name, l.Descriptor.Annotations[name])
+	}
+	for _, part := range parts {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
 // layer returns a verified layer, from the store if it is there. An encrypted one needs its key in either case.
-// It runs in a goroutine of its own, where a panic over what a registry serves would end the whole program.
 func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.Layer) (_ store.Layer, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.config.Log.Error("layer panicked", "digest", l.Descriptor.Digest.String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-			err = errors.New("internal error of the agent, see its log")
-		}
-	}()
+	defer s.guard(&err, l.Descriptor.Digest)
 	plain, encrypted := decrypt.PlainMediaType(l.Descriptor.MediaType)
 	compression, err := unpack.FromMediaType(plain)
 	if err != nil {
@@ -122,34 +181,45 @@ func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.
 		}
 		return have, nil
 	}
-	if l.Descriptor.Size > s.config.Limits.Blob {
-		return store.Layer{}, fmt.Errorf("layer has %d bytes, at most %d are allowed", l.Descriptor.Size, s.config.Limits.Blob)
+	slots := s.slots
+	if l.Descriptor.Size <= smallLayer && compression != unpack.Zstd {
+		slots = s.small
 	}
 	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return store.Layer{}, context.Cause(ctx)
 	}
-	return s.fetch(ctx, ref, l, &stream{key: key, compression: compression, diffID: l.DiffID, limits: s.config.Limits.layer(l.Descriptor.Size)}, want)
+	st := &stream{key: key, compression: compression, diffID: l.DiffID, limits: s.config.Limits.layer(l.Descriptor.Size), store: s.store}
+	layer, err := s.fetch(ctx, ref, l, st, want)
+	if errors.Is(err, registry.ErrDigest) && s.registry.Mirrored(ref) {
+		// A mirror had something else. What the registry itself has is the image, or there is none.
+		s.config.Log.Warn("layer has another digest, trying without mirrors", "reference", ref.String(), "error", err)
+		layer, err = s.fetch(registry.WithoutMirrors(ctx), ref, l, st, want)
+	}
+	return layer, err
 }
 
 // fetch pulls one layer into a staging folder, and into its place only when all of it is verified.
 func (s *Service) fetch(ctx context.Context, ref registry.Reference, l registry.Layer, st *stream, want store.Layer) (_ store.Layer, err error) {
 	staging, err := s.store.NewStaging()
 	if err != nil {
-		return store.Layer{}, err
+		return store.Layer{}, s.full(err)
 	}
 	defer func() { err = errors.Join(err, staging.Discard()) }()
+	defer func() { err = s.full(err) }() // before the space is free again
 	blob, err := s.registry.Blob(ctx, ref, l.Descriptor)
 	if err != nil {
 		return store.Layer{}, err
 	}
+	blob = s.progress(blob, l)
 	defer blob.Close() // read to its verified end, or failed
 	stats, err := st.unpack(ctx, staging.Dir(), blob)
 	if err != nil {
 		return store.Layer{}, err
 	}
+	want.Size = stats.Disk
 	layer, err := staging.Commit(want)
 	if err != nil {
 		return store.Layer{}, err
@@ -159,12 +229,21 @@ func (s *Service) fetch(ctx context.Context, ref registry.Reference, l registry.
 	return layer, nil
 }
 
+// full explains an error that says that there is no space, and leaves others alone.
+func (s *Service) full(err error) error {
+	if _, clear := errors.AsType[*store.SpaceError](err); clear || !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	return s.store.Full(err)
+}
+
 // stream is the way of one layer from the registry's blob to files.
 type stream struct {
 	key         *decrypt.LayerKey // nil: not encrypted
 	compression unpack.Compression
 	diffID      digest.Digest
 	limits      unpack.Limits
+	store       *store.Store
 }
 
 // unpack writes the layer's files below dir. It succeeds only if blob ended with io.EOF, which says that its digest is
@@ -202,7 +281,7 @@ func (st *stream) apply(ctx context.Context, dir string, plain io.Reader, hash i
 		return unpack.Stats{}, err
 	}
 	defer tar.Close() // what matters is the stream's end, which the caller looks at
-	return unpack.Apply(ctx, dir, io.TeeReader(tar, hash), st.limits)
+	return unpack.Apply(ctx, dir, io.TeeReader(&roomReader{r: tar, store: st.store}, hash), st.limits)
 }
 
 // rootCause reads a layer that does not unpack to its end, to tell one that was changed on the way from one that is
@@ -210,9 +289,7 @@ func (st *stream) apply(ctx context.Context, dir string, plain io.Reader, hash i
 func rootCause(ctx context.Context, err error, plain io.Reader) error {
 	var errno syscall.Errno
 	switch {
-	case errors.Is(err, syscall.ENOSPC):
-		return fmt.Errorf("the image store is full, give the guest more memory or scratch space: %w", err)
-	case ctx.Err() != nil, errors.Is(err, unpack.ErrLimit), errors.As(err, &errno):
+	case ctx.Err() != nil, errors.Is(err, syscall.ENOSPC), errors.Is(err, unpack.ErrLimit), errors.As(err, &errno):
 		return err
 	}
 	if _, late := io.Copy(io.Discard, plain); errors.Is(late, registry.ErrDigest) || errors.Is(late, decrypt.ErrUnauthentic) {

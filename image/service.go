@@ -21,19 +21,31 @@ import (
 // when there are more.
 const maxManifests = 16
 
+// Layers of at most smallLayer bytes in the registry do not wait for large ones: maxSmall of them are fetched at the same
+// time. Not those that can ask for a window of many times their size (zstd).
+const (
+	smallLayer = 4 << 20
+	maxSmall   = 16
+)
+
+// maxPulls is how often one Mount pulls an image whose layers are gone again before they are mounted.
+const maxPulls = 3
+
 // Service pulls images and mounts them. It may be used from many goroutines.
 type Service struct {
 	config   Config
 	registry *registry.Client
 	store    *store.Store
 	slots    chan struct{}
-	flights  flights[store.Layer]
+	small    chan struct{}          // slots of layers that take time, but neither memory nor bandwidth
+	flights  flights[pulled]        // end with the last pull that wants them
+	pulls    flights[[]store.Layer] // go on for a while without callers
 
 	mu        sync.Mutex
 	manifests map[digest.Digest]*registry.Image
 }
 
-// New returns a service with an empty image store. It opens no connection.
+// New returns a service; its image store is empty unless Config.Keep is set. It opens no connection.
 func New(c Config) (*Service, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -44,27 +56,41 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	c.Auth = nil
-	s, err := store.Open(c.Root, c.Mounts)
+	registries, err := registry.ParseRegistries(c.Registries, c.AllowInsecure)
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(store.Config{Root: c.Root, Mounts: c.Mounts, Keep: c.Keep, Budget: c.Limits.Budget, Reserve: c.Limits.Reserve})
 	if err != nil {
 		return nil, err
 	}
 	return &Service{
-		config:    c,
-		registry:  registry.New(registry.Config{CA: c.CA, PlainLoopback: c.PlainLoopback, Auth: auth, UserAgent: "cloister", HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy}),
-		store:     s,
+		config: c,
+		registry: registry.New(registry.Config{
+			CA: c.CA, PlainLoopback: c.PlainLoopback, Auth: auth, UserAgent: "cloister", HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy,
+			Retry: c.Retry, Registries: registries, Log: c.Log,
+		}),
+		store:     st,
 		slots:     make(chan struct{}, c.Limits.Parallel),
+		small:     make(chan struct{}, maxSmall),
+		pulls:     flights[[]store.Layer]{linger: c.Limits.Linger, most: c.Limits.Abandoned},
 		manifests: make(map[digest.Digest]*registry.Image),
 	}, nil
 }
 
-// Close stops pulls that are under way and drops connections. Mounts stay.
+// Close stops pulls that are under way, also those that nobody waits for, and drops connections. Mounts stay.
 func (s *Service) Close() {
+	s.pulls.close()
 	s.flights.close()
 	s.registry.Close()
+	if err := s.store.Close(); err != nil {
+		s.config.Log.Warn("image store was not closed in order", "error", err)
+	}
 }
 
 // Mount pulls the image of a reference unless it is here, and mounts a root file system of it at target, an empty
-// folder. What the container writes goes to a layer of its own. On error nothing is mounted.
+// folder. What the container writes goes to a layer of its own. On error nothing is mounted. When ctx ends first, the
+// pull goes on for a while, and the next Mount of the image joins it.
 func (s *Service) Mount(ctx context.Context, containerID, reference, target string) error {
 	ref, err := registry.ParseReference(reference)
 	if err != nil {
@@ -74,11 +100,21 @@ func (s *Service) Mount(ctx context.Context, containerID, reference, target stri
 		return err
 	}
 	defer s.store.Release(containerID)
-	layers, err := s.pull(ctx, ref)
+	img, err := s.choose(ctx, ref)
 	if err != nil {
 		return err
 	}
-	return s.store.Mount(containerID, target, layers)
+	for range maxPulls {
+		var layers []store.Layer
+		if layers, err = s.pull(ctx, ref, img); err == nil {
+			err = s.store.Mount(containerID, target, layers)
+		}
+		// Before or after the end of the pull another image may have taken the space.
+		if !errors.Is(err, store.ErrGone) {
+			return err
+		}
+	}
+	return err
 }
 
 // MountPause mounts the built-in pause image's root file system at target, with a writable layer like any other

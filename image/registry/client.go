@@ -6,8 +6,10 @@ package registry
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -34,17 +36,35 @@ type Config struct {
 	HTTPSProxy, NoProxy string
 	// UserAgent is sent with requests.
 	UserAgent string
+	// Retry says how to go on after failures.
+	Retry Retry
+	// Registries says where images are to be had; nil means where their references say. See ParseRegistries.
+	Registries *Registries
+	// Log gets a line for each failure that is followed by another attempt. nil drops it.
+	Log *slog.Logger
 }
 
 // Client talks to registries. It may be used from many goroutines.
 type Client struct {
-	resolver remotes.Resolver
-	http     *http.Client
+	resolver   remotes.Resolver
+	http       *http.Client
+	retry      Retry
+	registries *Registries
+	log        *slog.Logger
 }
 
 // New returns a client. It opens no connection.
 func New(c Config) *Client {
-	client := newHTTPClient(strict{newTransport(c.CA, c.HTTPSProxy, c.NoProxy), c.PlainLoopback})
+	rt := strict{next: newTransport(c.CA, c.HTTPSProxy, c.NoProxy), plainLoopback: c.PlainLoopback, insecure: c.Registries.insecureHosts()}
+	if len(rt.insecure) > 0 {
+		rt.unverified = unverified(newTransport(nil, c.HTTPSProxy, c.NoProxy))
+	}
+	return newClientWith(c, rt)
+}
+
+// newClientWith returns a client whose requests are made by rt.
+func newClientWith(c Config, rt http.RoundTripper) *Client {
+	client := newHTTPClient(rt)
 	header := http.Header{"User-Agent": {c.UserAgent}}
 	authorizer := docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),
@@ -66,9 +86,16 @@ func New(c Config) *Client {
 			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
 		}}, nil
 	}
+	l := c.Log
+	if l == nil {
+		l = slog.New(slog.DiscardHandler)
+	}
 	return &Client{
-		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Headers: header}),
-		http:     client,
+		resolver:   docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Headers: header}),
+		http:       client,
+		retry:      c.Retry.withDefaults(),
+		registries: c.Registries,
+		log:        l,
 	}
 }
 
@@ -81,14 +108,68 @@ func (c *Client) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor
 	if ref.Digest != "" {
 		return ocispec.Descriptor{Digest: ref.Digest}, nil
 	}
-	_, desc, err := c.resolver.Resolve(withLimit(quiet(ctx), MaxManifestSize), ref.String())
+	var desc ocispec.Descriptor
+	err := c.each(ctx, ref, func(ctx context.Context, place Reference) (err error) {
+		_, desc, err = c.resolver.Resolve(withLimit(quiet(ctx), MaxManifestSize), place.String())
+		if err != nil {
+			return err
+		}
+		return checkDigest(desc.Digest)
+	})
 	if err != nil {
-		return ocispec.Descriptor{}, Explain(ref, err)
-	}
-	if err := checkDigest(desc.Digest); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: %w", ref, err)
+		return ocispec.Descriptor{}, err
 	}
 	return ocispec.Descriptor{Digest: desc.Digest}, nil
+}
+
+// places returns where the image of a reference is to be looked for, in that order.
+func (c *Client) places(ctx context.Context, ref Reference) ([]Reference, error) {
+	places, err := c.registries.Places(ref)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %s: %w", ref, err)
+	}
+	if ctx.Value(noMirrors{}) != nil {
+		return places[len(places)-1:], nil
+	}
+	return places, nil
+}
+
+// noMirrors is the context key of WithoutMirrors.
+type noMirrors struct{}
+
+// WithoutMirrors makes requests of ctx go to the registry itself.
+func WithoutMirrors(ctx context.Context) context.Context {
+	return context.WithValue(ctx, noMirrors{}, true)
+}
+
+// Mirrored tells whether there are mirrors for a reference.
+func (c *Client) Mirrored(ref Reference) bool {
+	places, err := c.registries.Places(ref)
+	return err == nil && len(places) > 1
+}
+
+// each calls f with one place after the other until it succeeds. The last one's error is returned, with the others' texts.
+func (c *Client) each(ctx context.Context, ref Reference, f func(ctx context.Context, place Reference) error) error {
+	places, err := c.places(ctx, ref)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i, place := range places {
+		attempts := c.retry.Attempts
+		if i < len(places)-1 {
+			attempts = min(attempts, mirrorAttempts)
+		}
+		err := c.again(ctx, place, attempts, func(ctx context.Context) error { return f(ctx, place) })
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, Explain(place, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Manifest returns the bytes of a manifest or index; they have the digest. ref gives registry and repository.
@@ -106,33 +187,33 @@ func (c *Client) small(ctx context.Context, ref Reference, desc ocispec.Descript
 	return c.readAll(ctx, ref, desc, desc.Size)
 }
 
+// readAll returns all of a blob whose Size is -1 where it is not known. A place that has something else under the same
+// digest is like one that has nothing.
 func (c *Client) readAll(ctx context.Context, ref Reference, desc ocispec.Descriptor, limit int64) ([]byte, error) {
-	rc, err := c.open(ctx, ref, desc, limit)
-	if err != nil {
+	if err := checkDigest(desc.Digest); err != nil {
 		return nil, err
 	}
-	defer rc.Close() // read to the end or failed
-	data, err := io.ReadAll(rc)
+	var data []byte
+	err := c.each(ctx, ref, func(ctx context.Context, place Reference) error {
+		rc, err := c.fetch(ctx, place, desc, limit)
+		if err != nil {
+			return err
+		}
+		defer rc.Close() // read to the end or failed
+		data, err = io.ReadAll(&verified{rc: rc, want: desc.Digest, size: desc.Size, hash: desc.Digest.Algorithm().Hash()})
+		return err
+	})
 	if err != nil {
-		return nil, Explain(ref, err)
+		return nil, err
 	}
 	return data, nil
 }
 
-// Blob streams a blob. Its reader returns io.EOF only when as many bytes as the descriptor says have come and have the
-// descriptor's digest; until then nothing of it is verified.
-func (c *Client) Blob(ctx context.Context, ref Reference, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	return c.open(ctx, ref, desc, desc.Size)
-}
-
-// open fetches desc, whose Size is -1 where it is not known.
-func (c *Client) open(ctx context.Context, ref Reference, desc ocispec.Descriptor, limit int64) (io.ReadCloser, error) {
-	if err := checkDigest(desc.Digest); err != nil {
-		return nil, err
-	}
+// fetch makes one attempt to get desc, whose Size is -1 where it is not known. The request is sent at the first Read.
+func (c *Client) fetch(ctx context.Context, ref Reference, desc ocispec.Descriptor, limit int64) (io.ReadCloser, error) {
 	fetcher, err := c.resolver.Fetcher(quiet(ctx), ref.String())
 	if err != nil {
-		return nil, Explain(ref, err)
+		return nil, err
 	}
 	size := desc.Size
 	if size < 0 {
@@ -140,11 +221,7 @@ func (c *Client) open(ctx context.Context, ref Reference, desc ocispec.Descripto
 	}
 	// Only these three fields: a descriptor's URLs would be followed to any host, with the system's certificates.
 	bounded := withLimit(quiet(ctx), max(limit, MaxManifestSize)) // a token on the way may be larger than a small blob
-	rc, err := fetcher.Fetch(bounded, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: size})
-	if err != nil {
-		return nil, Explain(ref, err)
-	}
-	return &verified{ref: ref, rc: rc, want: desc.Digest, size: desc.Size, hash: desc.Digest.Algorithm().Hash()}, nil
+	return fetcher.Fetch(bounded, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: size})
 }
 
 // Pusher returns what uploads blobs and manifests under a reference with a tag. The build host uses it.

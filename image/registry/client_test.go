@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -37,7 +38,7 @@ func newClient(t *testing.T, ca *x509.CertPool, auth []byte) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := New(Config{CA: ca, Auth: a, UserAgent: "test"})
+	c := New(Config{CA: ca, Auth: a, UserAgent: "test", Retry: Retry{Base: time.Millisecond, Max: 2 * time.Millisecond}})
 	t.Cleanup(c.Close)
 	return c
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // answerManifest answers as a registry does that is asked which digest a tag has.
@@ -47,7 +48,7 @@ func TestPlainOnlyOnLoopback(t *testing.T) {
 		}
 	}
 	plain := &plainPeer{}
-	client := strict{plain, true}
+	client := strict{next: plain, plainLoopback: true}
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://registry.example/v2/", nil)
 	req.Body = nil
 	if resp, err := client.RoundTrip(req); err == nil {
@@ -76,7 +77,7 @@ func TestProxy(t *testing.T) {
 	defer proxy.Close()
 	through, _ := url.Parse(proxy.URL)
 	through.User = url.UserPassword("user", "secret")
-	c := New(Config{HTTPSProxy: through.String(), NoProxy: "direct.example"})
+	c := New(Config{HTTPSProxy: through.String(), NoProxy: "direct.example", Retry: Retry{Base: time.Millisecond}})
 	defer c.Close()
 	_, err := c.Resolve(t.Context(), parse(t, "registry.example/a/b:1"))
 	if err == nil || strings.Contains(err.Error(), "secret") {

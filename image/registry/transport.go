@@ -64,6 +64,9 @@ var acceptManifests = strings.Join([]string{
 type strict struct {
 	next          http.RoundTripper
 	plainLoopback bool
+	// insecure are the hosts, with their ports, that unverified may be used for, or plain HTTP.
+	insecure   map[string]bool
+	unverified http.RoundTripper
 }
 
 // limitKey is the context key of the largest response body in bytes.
@@ -79,31 +82,63 @@ func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" {
 		return nil, fmt.Errorf("registry leads to %.100q: only https is allowed", req.URL.Redacted())
 	}
-	req = req.Clone(req.Context())
+	ctx := req.Context()
+	req = req.Clone(ctx)
 	// A digest is that of the bytes on the wire, and a content encoding would be unpacked without any limit.
 	req.Header.Set("Accept-Encoding", "identity")
 	if req.Method != http.MethodPut && strings.Contains(req.URL.Path, "/manifests/") {
 		// What a digest stands for is not known before it is here, and registries hide what is not asked for by its type.
 		req.Header.Set("Accept", acceptManifests)
 	}
-	resp, err := s.next.RoundTrip(req)
-	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain && s.plainLoopback && isLoopback(req.URL.Hostname()) && req.Body == nil {
-		req.URL.Scheme = "http" // the request is a clone
-		resp, err = s.next.RoundTrip(req)
-	}
+	resp, err := s.send(req)
 	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, &droppedError{err} // before any answer
+		}
+		return nil, dropped(ctx.Err(), err)
+	}
+	if err := checkAnswer(req, resp); err != nil {
+		_ = resp.Body.Close()
 		return nil, err
 	}
-	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
-		_ = resp.Body.Close()
-		return nil, fmt.Errorf("registry answers with content encoding %.40q that was not asked for", e)
-	}
-	limit, ok := req.Context().Value(limitKey{}).(int64)
+	limit, ok := ctx.Value(limitKey{}).(int64)
 	if !ok {
 		limit = MaxManifestSize
 	}
-	resp.Body = &limitedBody{ReadCloser: resp.Body, left: limit}
+	resp.Body = &limitedBody{ReadCloser: resp.Body, left: limit, watch: watchOf(ctx), ended: ctx.Err}
 	return resp, nil
+}
+
+// send sends a request by the way that its host asks for.
+func (s strict) send(req *http.Request) (*http.Response, error) {
+	next, insecure := s.next, s.insecure[req.URL.Host]
+	if insecure {
+		next = s.unverified
+	}
+	resp, err := next.RoundTrip(req)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	if plain && (insecure || s.plainLoopback && isLoopback(req.URL.Hostname())) && req.Body == nil {
+		req.URL.Scheme = "http" // the request is a clone
+		resp, err = s.next.RoundTrip(req)
+	}
+	return resp, err
+}
+
+// checkAnswer refuses answers that a client would make the wrong thing of.
+func checkAnswer(req *http.Request, resp *http.Response) error {
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return fmt.Errorf("registry answers with content encoding %.40q that was not asked for", e)
+	}
+	if asked := req.Header.Get("Range"); asked != "" && resp.StatusCode == http.StatusPartialContent {
+		from := strings.TrimSuffix(strings.TrimPrefix(asked, "bytes="), "-")
+		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, "bytes "+from+"-") {
+			return fmt.Errorf("registry answers with %.60q to a request for bytes from %s on: %w", got, from, ErrDigest)
+		}
+	}
+	if watchOf(req.Context()) == nil {
+		return nil // nobody would try again
+	}
+	return passing(resp)
 }
 
 // isLoopback tells whether a host is this machine whatever a name server says.
@@ -119,10 +154,18 @@ func (s strict) CloseIdleConnections() {
 	}
 }
 
-// limitedBody fails, rather than ends, after left bytes.
+// unverified makes a transport take any certificate.
+func unverified(t *http.Transport) http.RoundTripper {
+	t.TLSClientConfig.InsecureSkipVerify = true
+	return t
+}
+
+// limitedBody fails, rather than ends, after left bytes. What comes is reported to watch.
 type limitedBody struct {
 	io.ReadCloser
-	left int64
+	left  int64
+	watch *watch       // may be nil
+	ended func() error // tells whether the request is over
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
@@ -133,8 +176,14 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 		p = p[:b.left+1]
 	}
 	n, err := b.ReadCloser.Read(p)
+	if n > 0 && b.watch != nil {
+		b.watch.came(n)
+	}
 	if b.left -= int64(n); b.left < 0 {
 		return 0, errTooLarge
+	}
+	if err != nil {
+		err = dropped(b.ended(), err)
 	}
 	return n, err
 }

@@ -19,13 +19,14 @@ var ErrDigest = errors.New("content does not match its digest")
 
 // verified reads a blob and keeps io.EOF back until size and digest are right.
 type verified struct {
-	ref  Reference
 	rc   io.ReadCloser
 	want digest.Digest
 	size int64 // -1: not known
 	hash hash.Hash
 	n    int64
 	err  error
+	// explain makes sense of what rc returns; nil leaves it as it is.
+	explain func(error) error
 }
 
 func (v *verified) Read(p []byte) (int, error) {
@@ -42,7 +43,10 @@ func (v *verified) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		v.err = v.verify()
 	case err != nil:
-		v.err = Explain(v.ref, err)
+		v.err = err
+		if v.explain != nil {
+			v.err = v.explain(err)
+		}
 	}
 	return n, v.err
 }

@@ -47,6 +47,7 @@ type container struct {
 	target  string // empty: nothing is mounted (any more)
 	mounted bool   // Mount has succeeded
 	busy    bool   // Mount or Unmount is at work
+	hold    *Hold  // of its layers, nil if they are not the store's
 }
 
 // begin returns a container that nobody else works on, until end.
@@ -78,6 +79,8 @@ var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 var (
 	// ErrContainerID means that a container id is not well formed.
 	ErrContainerID = errors.New("container id is not well formed")
+	// ErrGone means that a layer was removed to make space before it was mounted. It can be pulled again.
+	ErrGone = errors.New("layer is not in the image store any more")
 	// ErrMounted means that a container has a root file system already, or is about to get one.
 	ErrMounted = errors.New("container has a root file system already")
 )
@@ -105,16 +108,26 @@ func (s *Store) Release(id string) {
 	}
 }
 
-// Mount mounts layers, lowest first, at target with an upper layer that is the container's own. The id is reserved.
+// Mount mounts layers, lowest first, at target with an upper layer that is the container's own. The id is reserved. The
+// layers stay in the store until Unmount.
 func (s *Store) Mount(id, target string, layers []Layer) error {
+	hold := s.NewHold()
 	lower := make([]string, 0, len(layers))
 	for _, l := range slices.Backward(layers) {
+		if !hold.Add(l) {
+			hold.Release()
+			return fmt.Errorf("layer %s: %w", l.Blob, ErrGone)
+		}
 		// overlayfs refuses a folder that comes twice. The upper one of two hides all that the lower one does.
 		if !slices.Contains(lower, l.link) {
 			lower = append(lower, l.link)
 		}
 	}
-	return s.mount(id, target, lower)
+	if err := s.mount(id, target, lower, hold); err != nil {
+		hold.Release()
+		return err
+	}
+	return nil
 }
 
 // MountDir is Mount with a folder outside the store as the only lower layer.
@@ -122,10 +135,10 @@ func (s *Store) MountDir(id, target, dir string) error {
 	if strings.ContainsAny(dir, ",:\\") {
 		return fmt.Errorf("folder %q has one of , : \\ in it", dir)
 	}
-	return s.mount(id, target, []string{dir})
+	return s.mount(id, target, []string{dir}, nil)
 }
 
-func (s *Store) mount(id, target string, lower []string) error {
+func (s *Store) mount(id, target string, lower []string, hold *Hold) error {
 	c, err := s.begin(id, false)
 	if err != nil {
 		return err
@@ -136,7 +149,7 @@ func (s *Store) mount(id, target string, lower []string) error {
 	upper, work := filepath.Join(c.dir, "upper"), filepath.Join(c.dir, "work")
 	if err = makeDirs(c.dir, upper, work); err == nil {
 		if err = s.mounts.Overlay(target, lower, upper, work); err == nil {
-			s.end(c, func() { c.target, c.mounted = target, true })
+			s.end(c, func() { c.target, c.mounted, c.hold = target, true, hold })
 			return nil
 		}
 		err = fmt.Errorf("mount root file system: %w", err)
@@ -184,5 +197,9 @@ func (s *Store) Unmount(id string) error {
 			delete(s.containers, id)
 		}
 	})
+	if err == nil && c.hold != nil {
+		c.hold.Release()
+		return s.trim("")
+	}
 	return err
 }

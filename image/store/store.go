@@ -6,6 +6,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,19 +24,65 @@ type Layer struct {
 	DiffID digest.Digest
 	// Encrypted says that the registry has the layer only encrypted.
 	Encrypted bool
+	// Size is about how many bytes the layer takes in the store.
+	Size int64
 
 	link string // the layer's folder, by its short name
 }
 
+// same tells whether two layers are the same content, told from the same blob.
+func (l Layer) same(o Layer) bool {
+	return l.Blob == o.Blob && l.DiffID == o.DiffID && l.Encrypted == o.Encrypted
+}
+
+// Config is what a Store needs.
+type Config struct {
+	// Root is the store's folder, which Open creates. Its path is absolute and has neither "," nor ":" nor "\", which have
+	// a meaning in overlayfs' options.
+	Root string
+	// Mounts are the kernel's mount calls; zero fields mean the real ones.
+	Mounts Mounts
+	// Keep says that Open keeps the layers that are in Root; else it empties the store. What is found there is believed:
+	// only for a folder that nobody but this guest can have written to, such as a tmpfs or a disk with a key or integrity
+	// tags that end with the guest.
+	Keep bool
+	// Budget is how many bytes layers may take that no container uses, together with those that some do; above it, unused
+	// ones are removed. 0 means as many as there is space for.
+	Budget int64
+	// Reserve is how many bytes Ensure leaves free besides what it is asked for, default 64 MiB, but not more than 1/16 of
+	// the file system: containers write there, too.
+	Reserve int64
+	// Statfs tells the space of a folder's file system; nil means the kernel.
+	Statfs func(dir string) (Space, error)
+}
+
+// DefaultReserve is Config.Reserve's default.
+const DefaultReserve = 64 << 20
+
 // Store is a folder of layers. It may be used from many goroutines.
 type Store struct {
-	root   string
-	mounts Mounts
+	root    string
+	mounts  Mounts
+	keep    bool
+	budget  int64
+	reserve int64
+	statfs  func(dir string) (Space, error)
+	lock    *os.File // nil: not kept
+	// step is called before each change to the disk; tests stop the process there, or make the change fail.
+	step func(name string) error
 
 	mu         sync.Mutex
 	next       uint64
-	layers     map[digest.Digest]Layer
+	uses       uint64 // counts ends of use
+	layers     map[digest.Digest]*entry
 	containers map[string]*container
+}
+
+// entry is a layer in the store. Its fields are guarded by the store's mutex.
+type entry struct {
+	layer Layer
+	holds int
+	used  uint64 // Store.uses when it was last in use
 }
 
 // Folders below the root.
@@ -44,43 +91,87 @@ const (
 	linksDir      = "l"
 	stagingDir    = "staging"
 	containersDir = "containers"
+	recordsDir    = "records"
+	lockFile      = "lock"
 )
 
-// Open makes an empty store in a folder, which it creates. The folder's path is absolute and has neither "," nor ":"
-// nor "\", which have a meaning in overlayfs' options. Zero Mounts are the kernel's.
-func Open(root string, mounts Mounts) (*Store, error) {
-	if !filepath.IsAbs(root) || strings.ContainsAny(root, ",:\\") {
-		return nil, fmt.Errorf("image store folder %q is not absolute or has one of , : \\ in it", root)
+// Open opens the store in a folder. The caller closes it.
+func Open(c Config) (*Store, error) {
+	if !filepath.IsAbs(c.Root) || strings.ContainsAny(c.Root, ",:\\") {
+		return nil, fmt.Errorf("image store folder %q is not absolute or has one of , : \\ in it", c.Root)
 	}
 	s := &Store{
-		root: filepath.Clean(root), mounts: mounts.withDefaults(),
-		layers: make(map[digest.Digest]Layer), containers: make(map[string]*container),
+		root: filepath.Clean(c.Root), mounts: c.Mounts.withDefaults(), keep: c.Keep, budget: c.Budget, reserve: c.Reserve, statfs: c.Statfs,
+		step:   func(string) error { return nil },
+		layers: make(map[digest.Digest]*entry), containers: make(map[string]*container),
 	}
-	for _, dir := range []string{"", layersDir, linksDir, stagingDir, containersDir} {
-		p := filepath.Join(s.root, dir)
-		if dir != "" {
-			if err := os.RemoveAll(p); err != nil {
-				return nil, fmt.Errorf("clear image store: %w", err)
-			}
-		}
-		if err := os.MkdirAll(p, 0o700); err != nil {
-			return nil, fmt.Errorf("create image store: %w", err)
-		}
+	if s.reserve <= 0 {
+		s.reserve = DefaultReserve
+	}
+	if s.statfs == nil {
+		s.statfs = statfs
+	}
+	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return nil, fmt.Errorf("create image store: %w", err)
+	}
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// load empties the folders whose content ends with the process, all of them unless layers are kept.
+func (s *Store) load() error {
+	clear := []string{linksDir, stagingDir, containersDir}
+	if s.keep {
+		if err := s.acquire(); err != nil {
+			return err
+		}
+	} else {
+		clear = append(clear, recordsDir, layersDir)
+	}
+	for _, dir := range clear {
+		if err := os.RemoveAll(filepath.Join(s.root, dir)); err != nil {
+			return fmt.Errorf("clear image store: %w", err)
+		}
+	}
+	for _, dir := range []string{layersDir, linksDir, stagingDir, containersDir, recordsDir} {
+		if err := os.MkdirAll(filepath.Join(s.root, dir), 0o700); err != nil {
+			return fmt.Errorf("create image store: %w", err)
+		}
+	}
+	if !s.keep {
+		return nil
+	}
+	return s.loadLayers()
+}
+
+// Close lets another process open the store. Mounts and layers stay.
+func (s *Store) Close() error {
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
 }
 
 // Layer returns the layer of a blob digest, if it is there.
 func (s *Store) Layer(blob digest.Digest) (Layer, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l, ok := s.layers[blob]
-	return l, ok
+	e, ok := s.layers[blob]
+	if !ok {
+		return Layer{}, false
+	}
+	return e.layer, true
 }
 
 func (s *Store) number() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.numberLocked()
+}
+
+func (s *Store) numberLocked() string {
 	s.next++
 	return strconv.FormatUint(s.next, 36)
 }
@@ -120,31 +211,79 @@ func (t *Staging) Discard() error {
 
 // Commit makes the folder the layer l, all of which the caller has verified. If somebody else was faster with the same
 // layer, that one stays and is returned; one of the same blob that differs otherwise is an error. On error the folder
-// is still there for Discard.
+// is still there for Discard. Commit may remove other layers to stay within the budget.
 func (t *Staging) Commit(l Layer) (Layer, error) {
+	s := t.store
+	if s.keep {
+		// The record must never be on the disk before what it stands for.
+		if err := s.sync(t.dir); err != nil {
+			return Layer{}, fmt.Errorf("commit layer: %w", err)
+		}
+	}
+	l, err := t.commit(l)
+	if err != nil {
+		return Layer{}, err
+	}
+	if err := t.Discard(); err != nil {
+		return Layer{}, err
+	}
+	return l, s.trim(l.Blob)
+}
+
+func (t *Staging) commit(l Layer) (_ Layer, err error) {
 	s := t.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have, ok := s.layers[l.Blob]; ok {
-		if have.DiffID != l.DiffID || have.Encrypted != l.Encrypted {
+		if !have.layer.same(l) {
 			return Layer{}, fmt.Errorf("layer %s is here already as another one", l.Blob)
 		}
-		return have, t.Discard()
+		return have.layer, nil
 	}
-	name := filepath.Join(layersDir, l.Blob.Algorithm().String(), l.Blob.Encoded())
-	path := filepath.Join(s.root, name)
+	path := s.path(l.Blob)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	s.next++
-	l.link = filepath.Join(s.root, linksDir, strconv.FormatUint(s.next, 36))
-	if err := os.Symlink(filepath.Join("..", name), l.link); err != nil {
+	if l.link, err = s.makeLink(l.Blob); err != nil {
 		return Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	if err := os.Rename(t.dir, path); err != nil {
-		return Layer{}, errors.Join(fmt.Errorf("commit layer: %w", err), os.Remove(l.link))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(l.link))
+		}
+	}()
+	// A removal that failed half way can have left something, which is no layer.
+	if err := os.Rename(path, filepath.Join(s.root, stagingDir, s.numberLocked())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	if err := s.rename("layer", t.dir, path); err != nil {
+		return Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	if err := s.writeRecord(l); err != nil {
+		return Layer{}, errors.Join(fmt.Errorf("commit layer: %w", err), os.Rename(path, t.dir))
 	}
 	t.dir = ""
-	s.layers[l.Blob] = l
+	s.uses++
+	s.layers[l.Blob] = &entry{layer: l, used: s.uses}
 	return l, nil
+}
+
+func (s *Store) path(blob digest.Digest) string {
+	return filepath.Join(s.root, layersDir, blob.Algorithm().String(), blob.Encoded())
+}
+
+// makeLink makes a layer's short name. The caller holds the lock, or is alone.
+func (s *Store) makeLink(blob digest.Digest) (string, error) {
+	link := filepath.Join(s.root, linksDir, s.numberLocked())
+	if err := s.step("link"); err != nil {
+		return "", err
+	}
+	return link, os.Symlink(filepath.Join("..", layersDir, blob.Algorithm().String(), blob.Encoded()), link)
+}
+
+func (s *Store) rename(step, from, to string) error {
+	if err := s.step(step); err != nil {
+		return err
+	}
+	return os.Rename(from, to)
 }

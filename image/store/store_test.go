@@ -81,7 +81,7 @@ func read(t *testing.T, path string) string {
 func TestOverlay(t *testing.T) {
 	needMounts(t)
 	top := scratch(t)
-	s, err := Open(filepath.Join(top, "images"), Mounts{})
+	s, err := Open(Config{Root: filepath.Join(top, "images")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestManyLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount(short, unix.MNT_DETACH) }()
-	s, err := Open(filepath.Join(short, "im"), Mounts{})
+	s, err := Open(Config{Root: filepath.Join(short, "im")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestManyLayers(t *testing.T) {
 }
 
 func TestStaging(t *testing.T) {
-	s, err := Open(t.TempDir(), Mounts{})
+	s, err := Open(Config{Root: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,10 +248,10 @@ func TestStaging(t *testing.T) {
 func TestUnmountFails(t *testing.T) {
 	fail := errors.New("busy")
 	calls := 0
-	s, err := Open(t.TempDir(), Mounts{
+	s, err := Open(Config{Root: t.TempDir(), Mounts: Mounts{
 		Overlay: func(string, []string, string, string) error { return nil },
 		Unmount: func(string) error { calls++; return fail },
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,10 +285,10 @@ func TestUnmountFails(t *testing.T) {
 
 func TestConcurrentUnmount(t *testing.T) {
 	inside, leave := make(chan struct{}), make(chan struct{})
-	s, err := Open(t.TempDir(), Mounts{
+	s, err := Open(Config{Root: t.TempDir(), Mounts: Mounts{
 		Overlay: func(string, []string, string, string) error { return nil },
 		Unmount: func(string) error { close(inside); <-leave; return nil },
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,15 +314,15 @@ func TestConcurrentUnmount(t *testing.T) {
 
 func TestLowerFolders(t *testing.T) {
 	var got []string
-	s, err := Open(t.TempDir(), Mounts{Overlay: func(_ string, lower []string, _, _ string) error { got = lower; return nil }})
+	s, err := Open(Config{Root: t.TempDir(), Mounts: Mounts{Overlay: func(_ string, lower []string, _, _ string) error { got = lower; return nil }}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b, c := Layer{link: "/a"}, Layer{link: "/b"}, Layer{link: "/c"}
+	a, b, c := commit(t, s, "a", func(string) {}), commit(t, s, "b", func(string) {}), commit(t, s, "c", func(string) {})
 	if err := errors.Join(s.Reserve("c"), s.Mount("c", "/t", []Layer{a, b, a, c, b})); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/b", "/c", "/a"}; !slices.Equal(got, want) {
+	if want := []string{b.link, c.link, a.link}; !slices.Equal(got, want) {
 		t.Errorf("lower folders %v, want %v", got, want)
 	}
 	if err := s.Reserve("d"); err != nil {

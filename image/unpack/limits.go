@@ -20,6 +20,10 @@ type Limits struct {
 	Files int
 	// Names is the most bytes that the names of entries and links may have together, default 64 MiB.
 	Names int64
+	// Path is the most bytes that one name may have, default 4095, the kernel's PATH_MAX.
+	Path int
+	// Depth is how many folders may lie in each other, default 256.
+	Depth int
 }
 
 // Defaults of Limits.
@@ -27,9 +31,18 @@ const (
 	DefaultSize  = 16 << 30
 	DefaultFiles = 500_000
 	DefaultNames = 64 << 20
-	// maxName is the size of one name, the kernel's PATH_MAX.
-	maxName = 4095
+	DefaultPath  = 4095
+	DefaultDepth = 256
 )
+
+// What a file takes on the disk besides its content, in bytes: about an inode, and the rest of the last block.
+const (
+	inodeSize = 1 << 10
+	blockSize = 4 << 10
+)
+
+// capabilityRecord is the tar record of a file's capabilities.
+const capabilityRecord = "SCHILY.xattr.security.capability"
 
 // ErrLimit means that a layer is larger than it may be.
 var ErrLimit = errors.New("layer exceeds a limit")
@@ -43,6 +56,12 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Names <= 0 {
 		l.Names = DefaultNames
+	}
+	if l.Path <= 0 {
+		l.Path = DefaultPath
+	}
+	if l.Depth <= 0 {
+		l.Depth = DefaultDepth
 	}
 	return l
 }
@@ -76,28 +95,20 @@ func (l *limitReader) err() error {
 type filter struct {
 	limits  Limits
 	size    int64
+	disk    int64
 	names   int64
 	entries int
 	devices int
+	// capable has the capabilities of files, by name.
+	capable map[string]string
 }
 
 // accept implements archive.Filter. Devices are left out: a container gets those that its spec lists, never the
 // image's, and a character device 0:0 would be a whiteout that the layer's diff does not show.
 func (f *filter) accept(h *tar.Header) (bool, error) {
-	if f.entries++; f.entries > f.limits.Files {
-		return false, fmt.Errorf("%w: more than %d files", ErrLimit, f.limits.Files)
+	if err := f.count(h); err != nil {
+		return false, err
 	}
-	if len(h.Name) > maxName || len(h.Linkname) > maxName {
-		return false, fmt.Errorf("%w: a name is longer than %d bytes", ErrLimit, maxName)
-	}
-	if f.names += int64(len(h.Name) + len(h.Linkname)); f.names > f.limits.Names {
-		return false, fmt.Errorf("%w: names of more than %d bytes", ErrLimit, f.limits.Names)
-	}
-	// A sparse file is a few bytes in the stream and h.Size bytes on disk.
-	if h.Size < 0 || h.Size > f.limits.Size-f.size {
-		return false, fmt.Errorf("%w: files of more than %d bytes", ErrLimit, f.limits.Size)
-	}
-	f.size += h.Size
 	if strings.ContainsRune(h.Name, 0) || strings.ContainsRune(h.Linkname, 0) {
 		return false, fmt.Errorf("layer has an entry %.100q with a NUL byte", h.Name)
 	}
@@ -110,6 +121,55 @@ func (f *filter) accept(h *tar.Header) (bool, error) {
 		return false, nil
 	case tar.TypeXGlobalHeader:
 		return false, nil
+	case tar.TypeGNUSparse, tar.TypeCont:
+		h.Typeflag = tar.TypeReg // what archive/tar makes of them; holes come as zeros, and are written as such
 	}
+	f.keepCapabilities(h)
 	return true, nil
+}
+
+// keepCapabilities gives a hard link the capabilities of its file where the tar does not repeat them: its owner is set,
+// and with that the kernel drops what the file had.
+func (f *filter) keepCapabilities(h *tar.Header) {
+	name := path.Clean("/" + h.Name)
+	caps, ok := h.PAXRecords[capabilityRecord]
+	if h.Typeflag == tar.TypeLink && !ok {
+		if caps, ok = f.capable[path.Clean("/"+h.Linkname)]; ok {
+			if h.PAXRecords == nil {
+				h.PAXRecords = make(map[string]string)
+			}
+			h.PAXRecords[capabilityRecord] = caps
+		}
+	}
+	switch {
+	case ok && f.capable == nil:
+		f.capable = map[string]string{name: caps}
+	case ok:
+		f.capable[name] = caps
+	default:
+		delete(f.capable, name)
+	}
+}
+
+// count holds an entry against the limits.
+func (f *filter) count(h *tar.Header) error {
+	if f.entries++; f.entries > f.limits.Files {
+		return fmt.Errorf("%w: more than %d files", ErrLimit, f.limits.Files)
+	}
+	if len(h.Name) > f.limits.Path || len(h.Linkname) > f.limits.Path {
+		return fmt.Errorf("%w: a name is longer than %d bytes", ErrLimit, f.limits.Path)
+	}
+	if strings.Count(path.Clean(h.Name), "/") >= f.limits.Depth {
+		return fmt.Errorf("%w: more than %d folders in each other", ErrLimit, f.limits.Depth)
+	}
+	if f.names += int64(len(h.Name) + len(h.Linkname)); f.names > f.limits.Names {
+		return fmt.Errorf("%w: names of more than %d bytes", ErrLimit, f.limits.Names)
+	}
+	// A sparse file is a few bytes in the stream and h.Size bytes on disk.
+	if h.Size < 0 || h.Size > f.limits.Size-f.size {
+		return fmt.Errorf("%w: files of more than %d bytes", ErrLimit, f.limits.Size)
+	}
+	f.size += h.Size
+	f.disk += inodeSize + (h.Size+blockSize-1)/blockSize*blockSize
+	return nil
 }

@@ -17,6 +17,8 @@ import (
 type Stats struct {
 	// Size is the sum of the sizes of its files in bytes.
 	Size int64
+	// Disk is about how many bytes the layer takes on a disk.
+	Disk int64
 	// Entries is the number of tar entries.
 	Entries int
 	// Devices is the number of device nodes that were left out.
@@ -32,7 +34,7 @@ func Apply(ctx context.Context, dir string, r io.Reader, l Limits) (Stats, error
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	_, err := archive.Apply(log.WithLogger(ctx, logrus.NewEntry(quiet)), dir, limited,
-		archive.WithFilter(f.accept), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
+		archive.WithFilter(f.accept), archive.WithConvertWhiteout(convertWhiteout))
 	if err != nil {
 		return Stats{}, fmt.Errorf("unpack layer: %w", err)
 	}
@@ -40,5 +42,5 @@ func Apply(ctx context.Context, dir string, r io.Reader, l Limits) (Stats, error
 	if _, err := io.Copy(io.Discard, limited); err != nil {
 		return Stats{}, fmt.Errorf("unpack layer: %w", err)
 	}
-	return Stats{Size: f.size, Entries: f.entries, Devices: f.devices}, nil
+	return Stats{Size: f.size, Disk: f.disk, Entries: f.entries, Devices: f.devices}, nil
 }
