@@ -46,13 +46,13 @@ func newTerminal(t *testing.T) (user, program *os.File) {
 func TestCtlTerminal(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]struct {
-		keys string
+		end  string
 		code int
 		call string
 	}{
-		"exec -it c1 -- sh":   {keys: "ab\x03\x04", code: 3, call: `exec c1 ["sh"] true &{33 44}`},
-		"attach -i -t c1":     {keys: "ab\x03\x04", code: 3, call: "resize 33 44"},
-		"attach --tty -i c1 ": {keys: "ab\x03\x1d", code: 0, call: "resize 33 44"},
+		"exec -it c1 -- sh":   {end: "\x04", code: 3, call: `exec c1 ["sh"] true &{33 44}`},
+		"attach -i -t c1":     {end: "\x04", code: 3, call: "resize 33 44"},
+		"attach --tty -i c1 ": {end: "\x1d", code: 0, call: "resize 33 44"},
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()
@@ -74,11 +74,14 @@ func TestCtlTerminal(t *testing.T) {
 			if text, err := shown.ReadString('\n'); err != nil || text != "ready\n" {
 				t.Errorf("shown %q, %v", text, err)
 			}
-			if _, err := user.WriteString(want.keys); err != nil {
+			if _, err := user.WriteString("ab\x03"); err != nil {
 				t.Fatal(err)
 			}
 			if text, err := shown.ReadString(3); err != nil || text != "ab\x03" {
 				t.Errorf("shown %q, %v", text, err)
+			}
+			if _, err := user.WriteString(want.end); err != nil { // after the echo, which the end might overtake
+				t.Fatal(err)
 			}
 			if err := <-done; exitCode(err) != want.code {
 				t.Errorf("error %v, want the exit code %d", err, want.code)
