@@ -46,6 +46,7 @@ func Packages() []Package {
 		{Path: "image/store", Long: true},
 		{Path: "image/unpack", Long: true},
 		{Path: "initramfs/layout", Files: []string{"docs/boot-config.md"}, Long: true},
+		{Path: "internal/callers", Long: true},
 		{Path: "keys", Long: true},
 		{Path: "keys/file", Long: true},
 		{Path: "keys/sealed", Long: true},
