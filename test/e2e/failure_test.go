@@ -47,8 +47,8 @@ func TestScratchFull(t *testing.T) {
 	must(t, story.SetUpNetwork(t.Context(), s))
 	must(t, s.CreateSandbox(t.Context(), "pod", "story", nil))
 	for range 2 { // the second time shows that nothing of the first stayed
-		if err := s.CreateContainer(t.Context(), container("c1", large, "/bin/true")); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "no space left") {
-			t.Errorf("error %v, want RESOURCE_EXHAUSTED, no space left", err)
+		if err := s.CreateContainer(t.Context(), container("c1", large, "/bin/true")); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "the image store is full") {
+			t.Errorf("error %v, want RESOURCE_EXHAUSTED, and that the image store is full", err)
 		}
 	}
 	runs(t, s, good)
