@@ -28,9 +28,9 @@ func statfs(dir string) (Space, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return Space{}, os.NewSyscallError("statfs", err)
 	}
-	size := int64(st.Bsize) //nolint:unconvert // another type on s390x
+	size := uint64(st.Bsize)
 	return Space{
-		Free: int64(st.Bavail) * size, Total: int64(st.Blocks) * size, FreeFiles: int64(st.Ffree), Files: int64(st.Files),
+		Free: int64(st.Bavail * size), Total: int64(st.Blocks * size), FreeFiles: int64(st.Ffree), Files: int64(st.Files),
 	}, nil
 }
 
