@@ -48,8 +48,7 @@ func TestUnitForSystemd(t *testing.T) {
 	t.Parallel()
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Log("systemd is not installed here, so that it was not asked")
-		return
+		t.Skip("systemd is not installed here; TestUnit has checked what matters")
 	}
 	data, err := os.ReadFile(unit)
 	if err != nil {

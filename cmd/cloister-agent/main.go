@@ -42,11 +42,9 @@ func main() {
 		pause()
 		return
 	}
-	if os.Getpid() == 1 {
-		if _, err := os.Stat(layout.BootConfigPath); !errors.Is(err, fs.ErrNotExist) {
-			runPID1(sealedGuest)
-			return
-		}
+	if os.Getpid() == 1 && isSealed(layout.Dir) {
+		runPID1(sealedGuest)
+		return
 	}
 	if len(os.Args) == 3 && os.Args[1] == unlockCommand {
 		path, err := boot.UnlockDisk(os.Args[2], unlock)
@@ -72,6 +70,14 @@ func main() {
 			fail(1, err)
 		}
 	}
+}
+
+// isSealed tells whether this is the root of an initramfs of ours, by the folder that holds all of it. One that lacks its
+// boot config, or cannot be looked at, is sealed, too: its boot then fails, where an agent that took it for somebody
+// else's would let every request pass, with the secrets of the initramfs at hand.
+func isSealed(dir string) bool {
+	_, err := os.Lstat(dir)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func fail(code int, err error) {

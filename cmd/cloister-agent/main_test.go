@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -48,6 +49,23 @@ func TestCommandLine(t *testing.T) {
 		}
 		if code != want.code || !strings.Contains(string(out), want.text) {
 			t.Errorf("cloister-agent %s: exit %d, %q; want exit %d and %q", args, code, out, want.code, want.text)
+		}
+	}
+}
+
+// Threat: an initramfs of ours without its boot config is served as if nothing had been sealed. Seen: only a root that has
+// nothing of ours at all is not sealed.
+func TestSealedWithoutBootConfig(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		dir: true, file: true, filepath.Join(file, "below a file"): true, filepath.Join(dir, "none"): false,
+	} {
+		if got := isSealed(path); got != want {
+			t.Errorf("%s: sealed %t, want %t", path, got, want)
 		}
 	}
 }
