@@ -70,6 +70,10 @@ func (e emitter) gauge(name, help string, v float64) {
 	e.send(prometheus.GaugeValue, name, help, nil, nil, v)
 }
 
+func (e emitter) counter(name, help string, n int64) {
+	e.send(prometheus.CounterValue, name, help, nil, nil, float64(n))
+}
+
 // items sends gauges that differ in their label "item"; labels and values name and give those before it.
 func (e emitter) items(name, help string, labels, values []string, items []item) {
 	for _, it := range items {

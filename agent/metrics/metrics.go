@@ -7,8 +7,8 @@
 // (docs/design/kata-2-0-metrics.md and what its agent sends in 3.x), so that dashboards made for Kata work. What the
 // kernel does not report is left out, where Kata's agent reports 0. The families cloister_agent_* are our own.
 //
-// The reader of the text is the untrusted host. It cannot make it grow: label values come from fixed sets or from the
-// guest's kernel, and devices, mounts and the text as a whole are bounded.
+// The reader of the text is the untrusted host. It cannot make it grow: label values come from fixed sets, from the
+// guest's kernel or are digests of images that are being pulled, and devices, mounts, pulls and the text as a whole are bounded.
 package metrics
 
 import (
@@ -46,6 +46,8 @@ type Options struct {
 	Methods []string
 	// Containers and Processes return how many there are now. A nil one is not reported. They must not block.
 	Containers, Processes func() int
+	// Images returns what pulls of images do and have done. If it is nil, they are not reported. It must not block.
+	Images func() Images
 }
 
 // Metrics holds what is counted between two calls of Text, and reads the rest when Text is called. Make one with New.
@@ -93,6 +95,9 @@ func newMetrics(o Options, statfs func(string, *unix.Statfs_t) error) (*Metrics,
 	}}
 	collectors = append(collectors, counts("containers", "Containers that the agent knows.", o.Containers)...)
 	collectors = append(collectors, counts("processes", "Container processes that the agent knows.", o.Processes)...)
+	if o.Images != nil {
+		collectors = append(collectors, imageCollector{o.Images})
+	}
 	for _, c := range collectors {
 		if err := m.registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)

@@ -28,33 +28,41 @@ const pid = 42
 // metrics") lists and its agent (src/agent/src/metrics.rs) sends, and ours. None is left out. The documentation's other
 // families, kata_firecracker_*, kata_hypervisor_*, kata_monitor_* and kata_shim_*, are measured on the host.
 var families = map[string]dto.MetricType{
-	"kata_agent_io_stat":                       dto.MetricType_GAUGE,
-	"kata_agent_proc_stat":                     dto.MetricType_GAUGE,
-	"kata_agent_proc_status":                   dto.MetricType_GAUGE,
-	"kata_agent_process_cpu_seconds_total":     dto.MetricType_COUNTER,
-	"kata_agent_process_max_fds":               dto.MetricType_GAUGE,
-	"kata_agent_process_open_fds":              dto.MetricType_GAUGE,
-	"kata_agent_process_resident_memory_bytes": dto.MetricType_GAUGE,
-	"kata_agent_process_start_time_seconds":    dto.MetricType_GAUGE,
-	"kata_agent_process_virtual_memory_bytes":  dto.MetricType_GAUGE,
-	"kata_agent_scrape_count":                  dto.MetricType_COUNTER,
-	"kata_agent_threads":                       dto.MetricType_GAUGE,
-	"kata_agent_total_rss":                     dto.MetricType_GAUGE,
-	"kata_agent_total_time":                    dto.MetricType_GAUGE,
-	"kata_agent_total_vm":                      dto.MetricType_GAUGE,
-	"kata_guest_cpu_time":                      dto.MetricType_GAUGE,
-	"kata_guest_diskstat":                      dto.MetricType_GAUGE,
-	"kata_guest_filesystem_bytes":              dto.MetricType_GAUGE,
-	"kata_guest_filesystem_inodes":             dto.MetricType_GAUGE,
-	"kata_guest_load":                          dto.MetricType_GAUGE,
-	"kata_guest_meminfo":                       dto.MetricType_GAUGE,
-	"kata_guest_netdev_stat":                   dto.MetricType_GAUGE,
-	"kata_guest_tasks":                         dto.MetricType_GAUGE,
-	"kata_guest_vm_stat":                       dto.MetricType_GAUGE,
-	"cloister_agent_build_info":                dto.MetricType_GAUGE,
-	"cloister_agent_containers":                dto.MetricType_GAUGE,
-	"cloister_agent_processes":                 dto.MetricType_GAUGE,
-	"cloister_agent_rpc_duration_seconds":      dto.MetricType_HISTOGRAM,
+	"kata_agent_io_stat":                        dto.MetricType_GAUGE,
+	"kata_agent_proc_stat":                      dto.MetricType_GAUGE,
+	"kata_agent_proc_status":                    dto.MetricType_GAUGE,
+	"kata_agent_process_cpu_seconds_total":      dto.MetricType_COUNTER,
+	"kata_agent_process_max_fds":                dto.MetricType_GAUGE,
+	"kata_agent_process_open_fds":               dto.MetricType_GAUGE,
+	"kata_agent_process_resident_memory_bytes":  dto.MetricType_GAUGE,
+	"kata_agent_process_start_time_seconds":     dto.MetricType_GAUGE,
+	"kata_agent_process_virtual_memory_bytes":   dto.MetricType_GAUGE,
+	"kata_agent_scrape_count":                   dto.MetricType_COUNTER,
+	"kata_agent_threads":                        dto.MetricType_GAUGE,
+	"kata_agent_total_rss":                      dto.MetricType_GAUGE,
+	"kata_agent_total_time":                     dto.MetricType_GAUGE,
+	"kata_agent_total_vm":                       dto.MetricType_GAUGE,
+	"kata_guest_cpu_time":                       dto.MetricType_GAUGE,
+	"kata_guest_diskstat":                       dto.MetricType_GAUGE,
+	"kata_guest_filesystem_bytes":               dto.MetricType_GAUGE,
+	"kata_guest_filesystem_inodes":              dto.MetricType_GAUGE,
+	"kata_guest_load":                           dto.MetricType_GAUGE,
+	"kata_guest_meminfo":                        dto.MetricType_GAUGE,
+	"kata_guest_netdev_stat":                    dto.MetricType_GAUGE,
+	"kata_guest_tasks":                          dto.MetricType_GAUGE,
+	"kata_guest_vm_stat":                        dto.MetricType_GAUGE,
+	"cloister_agent_build_info":                 dto.MetricType_GAUGE,
+	"cloister_agent_image_fetched_bytes_total":  dto.MetricType_COUNTER,
+	"cloister_agent_image_layers_reused_total":  dto.MetricType_COUNTER,
+	"cloister_agent_image_pull_bytes":           dto.MetricType_GAUGE,
+	"cloister_agent_image_pull_layers":          dto.MetricType_GAUGE,
+	"cloister_agent_image_pulls_active":         dto.MetricType_GAUGE,
+	"cloister_agent_image_pulls_total":          dto.MetricType_COUNTER,
+	"cloister_agent_image_store_bytes":          dto.MetricType_GAUGE,
+	"cloister_agent_image_unpacked_bytes_total": dto.MetricType_COUNTER,
+	"cloister_agent_containers":                 dto.MetricType_GAUGE,
+	"cloister_agent_processes":                  dto.MetricType_GAUGE,
+	"cloister_agent_rpc_duration_seconds":       dto.MetricType_HISTOGRAM,
 }
 
 func fakeStatfs(path string, s *unix.Statfs_t) error {
@@ -70,6 +78,12 @@ func testMetrics(t *testing.T, procRoot string) *Metrics {
 	m, err := newMetrics(Options{
 		ProcRoot: procRoot, PID: pid, Version: "1.2.3", Methods: []string{"/grpc.AgentService/CreateContainer"},
 		Containers: func() int { return 2 }, Processes: func() int { return 5 },
+		Images: func() Images {
+			return Images{
+				Active:  []ImagePull{{Digest: "sha256:11", Fetched: 1, Total: 2, Unpacked: 3, LayersDone: 4, Layers: 5}, {Digest: "sha256:22"}},
+				Fetched: 6, Unpacked: 7, Pulled: 8, Cached: 9, Failed: 10, Reused: 11, Stored: 12, Total: 13, Available: 14,
+			}
+		},
 	}, fakeStatfs)
 	if err != nil {
 		t.Fatal(err)
@@ -268,6 +282,28 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	t.Logf("%d bytes", len(s))
+}
+
+// Pulls can be many, and the same image from several places; the text stays small and well-formed.
+func TestPullsAreBounded(t *testing.T) {
+	images := Images{}
+	for i := range 1000 {
+		images.Active = append(images.Active, ImagePull{Digest: fmt.Sprint("sha256:", i/2), Fetched: int64(i)})
+	}
+	m, err := New(Options{ProcRoot: "testdata/proc", Images: func() Images { return images }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := parse(t, text(t, m))
+	if n := len(got["cloister_agent_image_pull_bytes"].GetMetric()); n != maxPulls/2*3 {
+		t.Errorf("%d values, want three for each of the first %d digests", n, maxPulls/2)
+	}
+	if n := got["cloister_agent_image_pulls_active"].GetMetric()[0].GetGauge().GetValue(); n != 1000 {
+		t.Errorf("%v pulls, want all", n)
+	}
+	if n := len(got["cloister_agent_image_store_bytes"].GetMetric()); n != 1 {
+		t.Errorf("%d values of space, want that of the layers alone", n)
+	}
 }
 
 func TestOnThisMachine(t *testing.T) {
