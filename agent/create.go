@@ -232,8 +232,12 @@ func (s *Sandbox) mountRootfs(ctx context.Context, u *undo, c *container, spec *
 		if spec.Process, err = oci.ConvertProcess(p); err != nil {
 			return errors.Join(err, s.cfg.Images.Unmount(context.WithoutCancel(ctx), c.id))
 		}
-	} else if err := s.cfg.Images.Mount(ctx, c.id, pull.reference, c.rootfs); err != nil {
-		return err
+	} else {
+		digest, err := s.cfg.Images.Mount(ctx, c.id, pull.reference, c.rootfs)
+		if err != nil {
+			return err
+		}
+		s.cfg.Log.Info("image is mounted", "container", c.id, "reference", pull.reference, "digest", digest)
 	}
 	u.add("mount of root file system", func(ctx context.Context) error { return s.cfg.Images.Unmount(ctx, c.id) })
 	return checkRootfs(c.rootfs)

@@ -102,8 +102,9 @@ const DriverImageGuestPull = "image_guest_pull"
 // not trusted; what Mount exposes is verified, decrypted and unpacked inside the guest.
 type Images interface {
 	// Mount pulls the image unless it is there, and mounts a root file system of it, writable by this container alone,
-	// at target, which exists and is empty. On error nothing stays mounted.
-	Mount(ctx context.Context, containerID, reference, target string) error
+	// at target, which exists and is empty. It returns the digest that the reference stands for. On error nothing stays
+	// mounted.
+	Mount(ctx context.Context, containerID, reference, target string) (digest string, err error)
 	// MountPause does the same for the built-in pause image and returns the process that it runs.
 	MountPause(ctx context.Context, containerID, target string) (*specs.Process, error)
 	// Unmount drops what Mount or MountPause made for the container. Nothing to drop is no error.

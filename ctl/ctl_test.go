@@ -35,7 +35,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newSession(t *testing.T, sandbox rpc.Sandbox) *Session {
 	t.Helper()
-	server, err := rpc.NewServer(rpc.Config{Sandbox: sandbox, Machine: agenttest.Machine{}, Gate: rpc.AllowAll, Version: "1"})
+	return newSessionOf(t, sandbox, agenttest.Machine{})
+}
+
+func newSessionOf(t *testing.T, sandbox rpc.Sandbox, machine rpc.Machine) *Session {
+	t.Helper()
+	server, err := rpc.NewServer(rpc.Config{Sandbox: sandbox, Machine: machine, Gate: rpc.AllowAll, Version: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
 	"github.com/cloister-cc/cloister/guestimage/rootdisk"
+	"github.com/cloister-cc/cloister/image/registry"
+	"github.com/cloister-cc/cloister/image/unpack"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/keys"
@@ -43,6 +46,11 @@ type builder struct {
 	o         Options
 	random    io.Reader
 	writeDisk func(context.Context, rootdisk.Options) (*rootdisk.Result, error)
+	// layerLimits bound each layer of the images in the root disk.
+	layerLimits unpack.Limits
+	// verify decides whether an image may be put into the root disk, before a layer is read; nil stands for the policy that
+	// the guest gets.
+	verify func(ctx context.Context, ref registry.Reference, img *imagecrypt.Image) error
 }
 
 func (b *builder) build(ctx context.Context) (*Result, error) {
@@ -77,6 +85,14 @@ func (b *builder) fill(ctx context.Context, dir string) (*Guest, error) {
 	}
 	defer c.wipe()
 	b.progress("kernel modules", modulesSize(c.modules), start)
+	if b.verify == nil {
+		client, err := b.o.ImageAccess.Client()
+		if err != nil {
+			return nil, &InputError{Input: "registry-auth", Err: err}
+		}
+		defer client.Close()
+		b.verify = c.image.verifier(client)
+	}
 
 	key := keys.NewSecret(make([]byte, layout.DiskKeySize))
 	defer key.Wipe()
@@ -85,7 +101,7 @@ func (b *builder) fill(ctx context.Context, dir string) (*Guest, error) {
 	}
 	g := &Guest{
 		Format: guestFormat, Version: GuestVersion, Builder: b.o.Builder, Arch: b.o.Arch, CommandLine: CommandLine(b.o.Arch),
-		KernelRelease: c.release, Policy: policyOf(&b.o), Warnings: warnings(&b.o),
+		KernelRelease: c.release, Policy: policyOf(&b.o), Warnings: append(warnings(&b.o), c.image.warnings()...),
 		BuiltinModules: c.modules.Builtin, MissingModules: c.modules.Missing,
 	}
 	header, err := b.disk(ctx, dir, key, g)
@@ -114,9 +130,15 @@ func (b *builder) fill(ctx context.Context, dir string) (*Guest, error) {
 
 // disk writes the root disk and returns the header to pin.
 func (b *builder) disk(ctx context.Context, dir string, key *keys.Secret, g *Guest) ([]byte, error) {
+	images, err := b.images(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer images.close()
+	g.Images = images.list
 	start := time.Now()
 	file := filepath.Join(dir, DiskFile)
-	res, err := b.writeDisk(ctx, rootdisk.Options{Source: b.o.Rootfs, Output: file, Key: key, Rand: b.random})
+	res, err := b.writeDisk(ctx, rootdisk.Options{Source: b.o.Rootfs, Images: images.trees, Output: file, Key: key, Rand: b.random})
 	if err != nil {
 		return nil, fmt.Errorf("write root disk: %w", err)
 	}
@@ -135,6 +157,7 @@ func (b *builder) disk(ctx context.Context, dir string, key *keys.Secret, g *Gue
 func (b *builder) initramfs(ctx context.Context, dir string, c *contents, header []byte, key *keys.Secret, g *Guest) error {
 	start := time.Now()
 	cfg := c.bootConfig(&b.o, g.Root)
+	cfg.Images = g.Images
 	config, err := cfg.Encode()
 	if err != nil {
 		return err

@@ -25,8 +25,8 @@ import (
 	"github.com/cloister-cc/cloister/initramfs/layout"
 )
 
-// unpack returns the contents of an initramfs by path; folders and devices have none.
-func unpack(tb testing.TB, file string) map[string][]byte {
+// filesOf returns the contents of an initramfs by path; folders and devices have none.
+func filesOf(tb testing.TB, file string) map[string][]byte {
 	tb.Helper()
 	f, err := os.Open(file)
 	must(tb, err)
@@ -59,7 +59,7 @@ func TestBuild(t *testing.T) {
 	if diff := cmp.Diff([]string{"kernel modules", "root disk", "initramfs"}, steps); diff != "" {
 		t.Error(diff)
 	}
-	got := unpack(t, res.Initramfs)
+	got := filesOf(t, res.Initramfs)
 	for path, source := range map[string]string{
 		"/init": o.Agent, "/cloister/bin/crun": o.Crun, "/cloister/pause/rootfs/pause": o.Pause,
 		"/cloister/registry/ca.pem": o.RegistryCA, "/cloister/secrets/registry-auth.json": o.RegistryAuth,
@@ -192,7 +192,7 @@ func TestEachBuildHasItsOwnKey(t *testing.T) {
 	for i := range keys {
 		res, err := Build(t.Context(), o) // the second one replaces the first
 		must(t, err)
-		keys[i] = unpack(t, res.Initramfs)[layout.DiskKeyPath]
+		keys[i] = filesOf(t, res.Initramfs)[layout.DiskKeyPath]
 		if len(keys[i]) != layout.DiskKeySize || bytes.Equal(keys[i], make([]byte, layout.DiskKeySize)) {
 			t.Errorf("disk key of %d bytes, or zeros", len(keys[i]))
 		}
@@ -207,7 +207,7 @@ func TestBuildDefaults(t *testing.T) {
 	o := inputs(t)
 	o.Policy, o.LogLevel, o.RegistryCA, o.RegistryAuth, o.ImageKeys, o.Secrets = "", "", "", "", nil, nil
 	res := testBuilder(o).mustBuild(t)
-	got := unpack(t, res.Initramfs)
+	got := filesOf(t, res.Initramfs)
 	cfg, err := layout.ParseBootConfig(bytes.NewReader(got[layout.BootConfigPath]))
 	must(t, err)
 	if cfg.Policy != layout.PolicyDenyAll || res.Guest.Policy != layout.PolicyDenyAll {

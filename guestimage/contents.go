@@ -22,6 +22,7 @@ type contents struct {
 	registryCA         []byte
 	registryAuth       *keys.Secret
 	imageKeys, secrets []resource
+	image              *imageSettings
 	modules            *initramfs.Closure
 }
 
@@ -79,7 +80,31 @@ func load(o *Options) (_ *contents, err error) {
 		}
 		c.secrets = append(c.secrets, r)
 	}
+	if err := c.loadPrivateKeys(o); err != nil {
+		return nil, err
+	}
+	if c.image, err = loadImageSettings(&o.Image, c.secrets); err != nil {
+		return nil, err
+	}
+	if c.registryAuth != nil && c.image.CredentialsURI != "" {
+		return nil, twice("registry-auth")
+	}
 	return c, nil
+}
+
+// loadPrivateKeys reads the private keys for image layers, which the guest finds where its image keys are.
+func (c *contents) loadPrivateKeys(o *Options) error {
+	for _, uri := range slices.Sorted(maps.Keys(o.Image.PrivateKeys)) {
+		if _, twice := o.ImageKeys[uri]; twice {
+			return badInput("image-private-key", "", "%s is the URI of an image key, too", uri)
+		}
+		k, err := readPrivateKey(uri, o.Image.PrivateKeys[uri])
+		if err != nil {
+			return err
+		}
+		c.imageKeys = append(c.imageKeys, k)
+	}
+	return nil
 }
 
 // bootConfig returns the agent's configuration.
@@ -88,6 +113,7 @@ func (c *contents) bootConfig(o *Options, root layout.Root) *layout.BootConfig {
 		Version: layout.BootConfigVersion, CommandLine: CommandLine(o.Arch), Root: root, Policy: policyOf(o), LogLevel: o.LogLevel,
 		LogPort: o.LogPort, DebugConsole: o.DebugConsole, Privileged: o.Privileged, GuestHookPath: o.GuestHookPath,
 		ContainerPipeSize: o.ContainerPipeSize, Tracing: o.Tracing,
+		Image: c.image.ImageSettings,
 	}
 	for _, m := range c.modules.Modules {
 		cfg.Modules = append(cfg.Modules, layout.Module{File: m.File, Params: m.Params, Optional: m.Optional})

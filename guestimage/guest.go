@@ -64,6 +64,8 @@ type Guest struct {
 	MissingModules []string `json:"missing_modules,omitempty"`
 	// Root says how the root disk is unlocked and checked.
 	Root layout.Root `json:"root"`
+	// Images are the container images in the root disk, in the order of their references.
+	Images []layout.Image `json:"images,omitempty"`
 	// Initramfs lists what is in the initramfs, besides the list itself.
 	Initramfs []initramfs.ManifestEntry `json:"initramfs"`
 	// Sealed describes the image of Secure Execution, if one was made.
@@ -188,7 +190,11 @@ func warnings(o *Options) []string {
 	if o.DebugConsole {
 		w = append(w, "the debug console is on: the host is root in the guest")
 	}
-	if o.RegistryCA == "" {
+	switch {
+	case o.RegistryCA != "":
+	case len(o.Images) > 0:
+		w = append(w, "no registry CA: the guest trusts no registry and has no images but those of its root disk")
+	default:
 		w = append(w, "no registry CA: the guest trusts no registry and can pull no image")
 	}
 	return w

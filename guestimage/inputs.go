@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/cloister-cc/cloister/image/decrypt"
 	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/keys"
 	"github.com/cloister-cc/cloister/keys/file"
@@ -120,6 +121,19 @@ func readImageKey(uri, path string) (resource, error) {
 			"%s has %d bytes, an image key has %d", path, n, imageKeySize)
 	}
 	return r, err
+}
+
+// readPrivateKey reads a private key for image layers.
+func readPrivateKey(uri, path string) (resource, error) {
+	r, err := readNamed("image-private-key", uri, path, file.MaxKeySize)
+	if err != nil {
+		return r, err
+	}
+	if err := decrypt.CheckPrivateKey(r.data.Bytes()); err != nil {
+		r.data.Wipe()
+		return resource{}, badInput("image-private-key", "", "%s %w", path, err)
+	}
+	return r, nil
 }
 
 // readResource reads what sealed secrets name by one URI.

@@ -137,8 +137,11 @@ func TestCheckAuth(t *testing.T) {
 		"no auths":       {`{"hunter2": {}}`, "no entry"},
 		"empty auths":    {`{"auths": {}}`, "no entry"},
 		"cut":            {`{"auths": {"r": {"auth": "hunter2`, "not JSON"},
-		"user, password": {`{"auths": {"r": {"username": "u", "password": "hunter2"}}}`, "credentials of r"},
-		"with a path":    {`{"auths": {"r/team": {"auth": "dTpodW50ZXIy"}}}`, "not a registry host"},
+		"user, password": {`{"auths": {"r": {"username": "u", "password": "hunter2"}}}`, ""},
+		"user alone":     {`{"auths": {"r": {"username": "u"}}}`, "credentials of r"},
+		"with a path":    {`{"auths": {"r/team": {"auth": "dTpodW50ZXIy"}}}`, ""},
+		"with a tag":     {`{"auths": {"r/team:1": {"auth": "dTpodW50ZXIy"}}}`, "neither a registry's host nor"},
+		"dockercfg":      {`{"r": {"auth": "dTpodW50ZXIy"}}`, "form of a .dockercfg"},
 		"not base64":     {`{"auths": {"r": {"auth": "u:hunter2"}}}`, "credentials of r"},
 		"helper":         {`{"auths": {"r": {"auth": "dTpw"}}, "credsStore": "desktop"}`, "credential helper"},
 	} {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 )
@@ -37,6 +38,13 @@ type Options struct {
 	// Secrets maps URIs (kbs:///repository/type/tag) to files of what sealed secrets name, and of the public keys that
 	// sign them; at most 64 KiB each.
 	Secrets map[string]string
+	// Images are put into the root disk, at most layout.MaxImages: containers start from them without a registry. Layers
+	// that are encrypted are opened with ImageKeys and Image.PrivateKeys. Where Image has a policy, it is asked about them.
+	Images []Image
+	// ImageAccess says how the registries of Images are reached.
+	ImageAccess imagecrypt.Access
+	// Image says which images the guest will use and where they come from.
+	Image ImageOptions
 	// Policy is layout.PolicyDenyAll (also when empty) or layout.PolicyAllowAll.
 	Policy string
 	// LogLevel is the agent's: debug, info, warn or error; "" means info.
@@ -120,6 +128,9 @@ func (o *Options) check() error {
 	}
 	if _, err := initramfs.ParseCompression(string(o.Compression)); err != nil {
 		return &InputError{Input: "compression", Err: err}
+	}
+	if err := o.checkImages(); err != nil {
+		return err
 	}
 	return o.checkFolders()
 }

@@ -110,12 +110,12 @@ func BenchmarkPull(b *testing.B) {
 				b.SetBytes(layerSize)
 				for b.Loop() {
 					m := new(mounts)
-					s, err := New(Config{Root: filepath.Join(b.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Keys: keyring(key)})
+					s, err := New(Config{Root: filepath.Join(b.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Policy: accept(b), Keys: keyring(key)})
 					if err != nil {
 						b.Fatal(err)
 					}
 					heap := peak()
-					err = s.Mount(b.Context(), "c1", r.Reference("v1"), "/c1")
+					err = mount(b.Context(), s, "c1", r.Reference("v1"), "/c1")
 					b.ReportMetric(float64(heap())/(1<<20), "peak-MiB")
 					s.Close()
 					if err != nil {
@@ -143,7 +143,7 @@ func BenchmarkManyImages(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				m := new(mounts)
-				s, err := New(Config{Root: filepath.Join(b.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls()})
+				s, err := New(Config{Root: filepath.Join(b.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Policy: accept(b)})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -152,7 +152,7 @@ func BenchmarkManyImages(b *testing.B) {
 				for i := range images {
 					group.Go(func() error {
 						id := fmt.Sprint("c", i)
-						return s.Mount(b.Context(), id, r.Reference(fmt.Sprint("v", i)), "/"+id)
+						return mount(b.Context(), s, id, r.Reference(fmt.Sprint("v", i)), "/"+id)
 					})
 				}
 				err = group.Wait()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloister-cc/cloister/image/decrypt"
 	"github.com/cloister-cc/cloister/image/registry"
+	"github.com/cloister-cc/cloister/image/sign"
 	"github.com/cloister-cc/cloister/image/store"
 	"github.com/cloister-cc/cloister/image/unpack"
 )
@@ -51,15 +52,20 @@ type Config struct {
 	Auth []byte
 	// Keys returns the key of a kbs:/// URI, ErrNoKey if there is none. The service wipes what it gets. nil has no keys.
 	Keys func(ctx context.Context, uri string) ([]byte, error)
-	// Verify decides whether the image of that digest may be used for a reference; an error refuses it. It is asked at
-	// every Mount, cached or not, before a layer is fetched. The reference is the one of Mount in its canonical form, the
-	// digest that of the image's index or manifest. nil means that no signature policy is configured: every image that
-	// the registry offers is used.
-	Verify func(ctx context.Context, reference, digest string) error
+	// PrivateKeys are the URIs of the private keys for layers encrypted with jwe, pkcs7 or pgp, see decrypt.Keys.
+	PrivateKeys []string
+	// Policy decides whether an image may be used. It is asked about the reference of every Mount and the digest that
+	// the reference stands for then, whether layers are here or not, before a layer is fetched. nil refuses every image.
+	Policy *sign.Policy
+	// Measure, if not nil, records that an image is about to be mounted: the reference of Mount in its canonical form and
+	// the digest that it stands for. An error refuses the image.
+	Measure func(ctx context.Context, reference, digest string) error
 	// Log gets one line for each image pulled. nil drops it.
 	Log *slog.Logger
 	// PauseRootfs is the folder of the built-in pause image's root file system.
 	PauseRootfs string
+	// Preseeded are the images of the guest's root file system. Policy is not asked about them.
+	Preseeded []Preseeded
 	// Limits bound what an image may cost.
 	Limits Limits
 	// Arch is the GOARCH of images to take; empty means this program's.
@@ -166,8 +172,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Keys == nil {
 		c.Keys = func(context.Context, string) ([]byte, error) { return nil, ErrNoKey }
 	}
-	if c.Verify == nil {
-		c.Verify = func(context.Context, string, string) error { return nil }
+	if c.Measure == nil {
+		c.Measure = func(context.Context, string, string) error { return nil }
+	}
+	if err := c.keys().Check(); err != nil {
+		return c, err
 	}
 	if c.Arch == "" {
 		c.Arch = runtime.GOARCH
@@ -175,3 +184,6 @@ func (c Config) withDefaults() (Config, error) {
 	c.Limits = c.Limits.withDefaults()
 	return c, nil
 }
+
+// keys are all that layers are decrypted with.
+func (c Config) keys() decrypt.Keys { return decrypt.Keys{ByURI: c.Keys, PrivateKeys: c.PrivateKeys} }

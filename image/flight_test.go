@@ -219,12 +219,12 @@ func TestConcurrentMounts(t *testing.T) {
 	s, m := service(t, r, nil)
 	first, cancel := context.WithCancel(t.Context())
 	gone := make(chan error, 1)
-	go func() { gone <- s.Mount(first, "c1", r.Reference("v1"), "/c1") }()
+	go func() { gone <- mount(first, s, "c1", r.Reference("v1"), "/c1") }()
 	<-asked
 	var wg sync.WaitGroup
 	for _, id := range []string{"c2", "c3"} {
 		wg.Go(func() {
-			if err := s.Mount(t.Context(), id, r.Reference("v1"), "/"+id); err != nil {
+			if err := mount(t.Context(), s, id, r.Reference("v1"), "/"+id); err != nil {
 				t.Errorf("%s: %v", id, err)
 			}
 		})
@@ -280,7 +280,7 @@ func TestCloseStopsPulls(t *testing.T) {
 	}
 	s, _ := service(t, r, nil)
 	result := make(chan error, 1)
-	go func() { result <- s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1") }()
+	go func() { result <- mount(t.Context(), s, "c1", r.Reference("v1"), "/c1") }()
 	<-asked
 	s.Close()
 	if err := <-result; err == nil {

@@ -98,7 +98,7 @@ func TestMediaTypes(t *testing.T) {
 						}
 						publish(t, r, l, docker, index)
 						s, m := service(t, r, func(c *Config) { c.Keys = keyring(key) })
-						if err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"); err != nil {
+						if err := mount(t.Context(), s, "c1", r.Reference("v1"), "/c1"); err != nil {
 							t.Fatal(err)
 						}
 						if got := m.read(t, "/c1", "f"); got != "x" {

@@ -24,6 +24,7 @@ import (
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
 	"github.com/cloister-cc/cloister/image/internal/registrytest"
 	"github.com/cloister-cc/cloister/image/registry"
+	"github.com/cloister-cc/cloister/image/sign"
 	"github.com/cloister-cc/cloister/image/store"
 	"github.com/cloister-cc/cloister/keys"
 )
@@ -195,11 +196,31 @@ func (m *mounts) read(t *testing.T, target, name string) string {
 	return ""
 }
 
+// accept is the policy that allows every image.
+func accept(t testing.TB) *sign.Policy {
+	return policy(t, `{"default":[{"type":"insecureAcceptAnything"}]}`)
+}
+
+func policy(t testing.TB, json string) *sign.Policy {
+	t.Helper()
+	p, err := sign.New(sign.Config{Policy: []byte(json)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// mount is Service.Mount for who does not want the digest.
+func mount(ctx context.Context, s *Service, containerID, reference, target string) error {
+	_, err := s.Mount(ctx, containerID, reference, target)
+	return err
+}
+
 // service makes a service for a registry whose mounts are recorded.
 func service(t *testing.T, r *registrytest.Registry, change func(*Config)) (*Service, *mounts) {
 	t.Helper()
 	m := new(mounts)
-	c := Config{Root: filepath.Join(t.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Retry: registry.Retry{Base: time.Millisecond, Max: 2 * time.Millisecond}}
+	c := Config{Root: filepath.Join(t.TempDir(), "images"), CA: r.CA(), Arch: arch, Mounts: m.calls(), Policy: accept(t), Retry: registry.Retry{Base: time.Millisecond, Max: 2 * time.Millisecond}}
 	if change != nil {
 		change(&c)
 	}

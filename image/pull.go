@@ -13,6 +13,7 @@ import (
 	"maps"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -33,8 +34,8 @@ func (s *Service) choose(ctx context.Context, ref registry.Reference) (*registry
 	if err != nil {
 		return nil, err
 	}
-	if err := s.config.Verify(ctx, ref.String(), desc.Digest.String()); err != nil {
-		return nil, fmt.Errorf("image %s (%s) is refused: %w", ref, desc.Digest, err)
+	if err := s.verify(ctx, ref, desc.Digest); err != nil {
+		return nil, fmt.Errorf("image %s (%s): %w", ref, desc.Digest, err)
 	}
 	img, err := s.image(ctx, ref, desc.Digest)
 	if err != nil {
@@ -50,7 +51,11 @@ func (s *Service) choose(ctx context.Context, ref registry.Reference) (*registry
 func (s *Service) pull(ctx context.Context, ref registry.Reference, img *registry.Image) ([]store.Layer, error) {
 	id := ref.Host + "/" + ref.Repository + "@" + img.Manifest.String()
 	layers, err := s.pulls.do(ctx, id, func(ctx context.Context) ([]store.Layer, error) {
-		return s.layers(ctx, ref, img)
+		layers, err := s.layers(ctx, ref, img)
+		if err != nil {
+			s.tracker.failed.Add(1)
+		}
+		return layers, err
 	})
 	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("the caller of %s did not wait for the end, the pull goes on for the next one: %w", ref, err)
@@ -74,6 +79,8 @@ func (s *Service) layers(ctx context.Context, ref registry.Reference, img *regis
 	if err := s.room(img, hold); err != nil {
 		return nil, fmt.Errorf("image %s: %w", ref, err)
 	}
+	progress := s.tracker.begin(ref, img, s.store.Layer, s.config.Log)
+	defer progress.end()
 	s.config.Log.Info("pulling image", "reference", ref.String(), "digest", img.Digest.String(), "layers", len(img.Layers))
 	layers := make([]store.Layer, len(img.Layers))
 	group, ctx := errgroup.WithContext(ctx)
@@ -87,6 +94,7 @@ func (s *Service) layers(ctx context.Context, ref registry.Reference, img *regis
 				return fmt.Errorf("layer %d (%s) of %s: %w", i, l.Descriptor.Digest, ref, store.ErrGone)
 			}
 			layers[i] = layer
+			progress.done(i)
 			return nil
 		})
 	}
@@ -99,8 +107,9 @@ func (s *Service) layers(ctx context.Context, ref registry.Reference, img *regis
 			return nil, fmt.Errorf("image %s: layers take more than %d bytes: %w", ref, s.config.Limits.ImageUnpacked, unpack.ErrLimit)
 		}
 	}
-	s.config.Log.Info("image is ready", "reference", ref.String(), "digest", img.Digest.String(),
-		"manifest", img.Manifest.String(), "layers", len(layers), "bytes", size)
+	progress.ready = true
+	s.config.Log.Info("image is ready", "reference", ref.String(), "digest", img.Digest.String(), "manifest", img.Manifest.String(),
+		"layers", len(layers), "bytes", size, "fetched", progress.snapshot().Bytes, "ms", time.Since(progress.started).Milliseconds())
 	return layers, nil
 }
 
@@ -169,7 +178,7 @@ func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.
 	}
 	var key *decrypt.LayerKey
 	if encrypted {
-		if key, err = decrypt.Unwrap(ctx, l.Descriptor.Annotations, s.config.Keys); err != nil {
+		if key, err = s.config.keys().Unwrap(ctx, l.Descriptor.Annotations); err != nil {
 			return store.Layer{}, err
 		}
 		defer key.Wipe()
@@ -191,7 +200,10 @@ func (s *Service) layer(ctx context.Context, ref registry.Reference, l registry.
 	case <-ctx.Done():
 		return store.Layer{}, context.Cause(ctx)
 	}
-	st := &stream{key: key, compression: compression, diffID: l.DiffID, limits: s.config.Limits.layer(l.Descriptor.Size), store: s.store}
+	st := &stream{
+		key: key, compression: compression, diffID: l.DiffID, limits: s.config.Limits.layer(l.Descriptor.Size), store: s.store,
+		progress: s.tracker.layer(l),
+	}
 	layer, err := s.fetch(ctx, ref, l, st, want)
 	if errors.Is(err, registry.ErrDigest) && s.registry.Mirrored(ref) {
 		// A mirror had something else. What the registry itself has is the image, or there is none.
@@ -213,13 +225,13 @@ func (s *Service) fetch(ctx context.Context, ref registry.Reference, l registry.
 	if err != nil {
 		return store.Layer{}, err
 	}
-	blob = s.progress(blob, l)
+	blob = st.progress.blob(blob)
 	defer blob.Close() // read to its verified end, or failed
 	stats, err := st.unpack(ctx, staging.Dir(), blob)
 	if err != nil {
 		return store.Layer{}, err
 	}
-	want.Size = stats.Disk
+	want.Size, want.Opaque = stats.Disk, stats.Opaque
 	layer, err := staging.Commit(want)
 	if err != nil {
 		return store.Layer{}, err
@@ -244,6 +256,7 @@ type stream struct {
 	diffID      digest.Digest
 	limits      unpack.Limits
 	store       *store.Store
+	progress    *layerProgress
 }
 
 // unpack writes the layer's files below dir. It succeeds only if blob ended with io.EOF, which says that its digest is
@@ -281,7 +294,7 @@ func (st *stream) apply(ctx context.Context, dir string, plain io.Reader, hash i
 		return unpack.Stats{}, err
 	}
 	defer tar.Close() // what matters is the stream's end, which the caller looks at
-	return unpack.Apply(ctx, dir, io.TeeReader(&roomReader{r: tar, store: st.store}, hash), st.limits)
+	return unpack.Apply(ctx, dir, io.TeeReader(st.progress.tar(&roomReader{r: tar, store: st.store}), hash), st.limits)
 }
 
 // rootCause reads a layer that does not unpack to its end, to tell one that was changed on the way from one that is

@@ -66,7 +66,7 @@ func TestPullOutlivesItsCaller(t *testing.T) {
 			s, m := service(t, r, nil)
 			ctx, cancel := context.WithCancel(t.Context())
 			gone := make(chan error, 1)
-			go func() { gone <- s.Mount(ctx, "c1", r.Reference("v1"), "/c1") }()
+			go func() { gone <- mount(ctx, s, "c1", r.Reference("v1"), "/c1") }()
 			<-g.asked
 			cancel()
 			err := <-gone
@@ -76,13 +76,13 @@ func TestPullOutlivesItsCaller(t *testing.T) {
 			}
 			second := make(chan error, 1)
 			if join {
-				go func() { second <- s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1") }()
+				go func() { second <- mount(t.Context(), s, "c1", r.Reference("v1"), "/c1") }()
 				until(t, "the second caller joins", func() bool { return waiting(s, 1) })
 				close(g.release)
 			} else {
 				close(g.release)
 				until(t, "the pull ends", func() bool { return waiting(s, 0) })
-				go func() { second <- s.Mount(t.Context(), "c1", r.Reference("@"+desc.Digest.String()), "/c1") }()
+				go func() { second <- mount(t.Context(), s, "c1", r.Reference("@"+desc.Digest.String()), "/c1") }()
 			}
 			if err := <-second; err != nil {
 				t.Fatal(err)
@@ -107,7 +107,7 @@ func TestCloseEndsAbandonedPulls(t *testing.T) {
 	s, _ := service(t, r, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := make(chan error, 1)
-	go func() { gone <- s.Mount(ctx, "c1", r.Reference("v1"), "/c1") }()
+	go func() { gone <- mount(ctx, s, "c1", r.Reference("v1"), "/c1") }()
 	<-g.asked
 	cancel()
 	contains(t, <-gone, "the pull goes on")
@@ -116,7 +116,7 @@ func TestCloseEndsAbandonedPulls(t *testing.T) {
 	if layers, staging := stored(t, s); len(layers)+len(staging) != 0 {
 		t.Errorf("layers %v, staging %v", layers, staging)
 	}
-	if err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"); err == nil {
+	if err := mount(t.Context(), s, "c1", r.Reference("v1"), "/c1"); err == nil {
 		t.Error("Mount after Close succeeded")
 	}
 }
@@ -162,7 +162,7 @@ func TestResumeInTheMiddle(t *testing.T) {
 					addImage(t, r, "v1", l)
 					requests := cutting(r, l, 3, ranges)
 					s, m := service(t, r, func(c *Config) { c.Keys = keyring(key) })
-					if err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"); err != nil {
+					if err := mount(t.Context(), s, "c1", r.Reference("v1"), "/c1"); err != nil {
 						t.Fatal(err)
 					}
 					if got := m.read(t, "/c1", "f"); got != content {
@@ -198,7 +198,7 @@ func TestImageLimits(t *testing.T) {
 			maps.Copy(files, tt.files)
 			addImage(t, r, "v1", build(t, r, "none", tarball(t, files), nil), build(t, r, "none", tarball(t, map[string]string{"g": random(6000)}), nil))
 			s, m := service(t, r, func(c *Config) { c.Limits = tt.limits })
-			contains(t, s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"), tt.want)
+			contains(t, mount(t.Context(), s, "c1", r.Reference("v1"), "/c1"), tt.want)
 			if _, staging := stored(t, s); len(staging) != 0 || len(m.targets) != 0 {
 				t.Errorf("left: staging %v, mounts %v", staging, m.targets)
 			}
@@ -233,7 +233,7 @@ func TestMirrors(t *testing.T) {
 				c.Registries = []byte(conf)
 				c.CA.AddCert(mirror.Certificate())
 			})
-			if err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"); err != nil {
+			if err := mount(t.Context(), s, "c1", r.Reference("v1"), "/c1"); err != nil {
 				t.Fatal(err)
 			}
 			if got := m.read(t, "/c1", "f"); got != "x" {
@@ -255,7 +255,7 @@ func TestMirrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.Mount(t.Context(), "c1", "a.example/b:1", "/c1"); !errors.Is(err, registry.ErrBlocked) {
+	if err := mount(t.Context(), s, "c1", "a.example/b:1", "/c1"); !errors.Is(err, registry.ErrBlocked) {
 		t.Errorf("error %v, want ErrBlocked", err)
 	}
 }
@@ -269,7 +269,7 @@ func TestKeep(t *testing.T) {
 	for i, want := range []int{3, 2, 3} { // manifest, config and layer; manifest and config; all again
 		s, m := service(t, r, func(c *Config) { c.Root, c.Keep = root, i < 2 })
 		before := r.Requests("GET")
-		if err := s.Mount(t.Context(), "c1", r.Reference("@"+desc.Digest.String()), "/c1"); err != nil {
+		if err := mount(t.Context(), s, "c1", r.Reference("@"+desc.Digest.String()), "/c1"); err != nil {
 			t.Fatal(err)
 		}
 		if got := m.read(t, "/c1", "f"); got != "x" {
@@ -299,10 +299,10 @@ func TestSharedLayerOfAnotherRegistry(t *testing.T) {
 	bad.SetBlob(l.desc.Digest, []byte("something else"))
 	s, m := service(t, good, func(c *Config) { c.CA.AddCert(bad.Certificate()) })
 	first := make(chan error, 1)
-	go func() { first <- s.Mount(t.Context(), "c1", bad.Reference("v1"), "/c1") }()
+	go func() { first <- mount(t.Context(), s, "c1", bad.Reference("v1"), "/c1") }()
 	<-g.asked
 	second := make(chan error, 1)
-	go func() { second <- s.Mount(t.Context(), "c2", good.Reference("v1"), "/c2") }()
+	go func() { second <- mount(t.Context(), s, "c2", good.Reference("v1"), "/c2") }()
 	until(t, "the second pull waits for the first one's layer", func() bool {
 		s.flights.mu.Lock()
 		defer s.flights.mu.Unlock()
@@ -320,5 +320,36 @@ func TestSharedLayerOfAnotherRegistry(t *testing.T) {
 	}
 	if got := m.read(t, "/c2", "f"); got != "x" {
 		t.Errorf("f is %q", got)
+	}
+}
+
+// A layer whose root is opaque hides every layer below it, also after the store was opened anew. overlayfs heeds no such
+// mark on the root of a layer.
+func TestOpaqueRoot(t *testing.T) {
+	needRoot(t)
+	r := registrytest.New(t)
+	below := build(t, r, "gzip", tarball(t, map[string]string{"below": "x", "f": "x"}), nil)
+	opaque := build(t, r, "gzip", tarball(t, map[string]string{".wh..wh..opq": "", "f": "y"}), nil)
+	above := build(t, r, "gzip", tarball(t, map[string]string{"above": "z"}), nil)
+	desc := addImage(t, r, "v1", below, opaque, above)
+	addImage(t, r, "v2", opaque, below)
+	root := filepath.Join(t.TempDir(), "images")
+	for range 2 {
+		s, m := service(t, r, func(c *Config) { c.Root, c.Keep = root, true })
+		for target, ref := range map[string]string{"/c1": "@" + desc.Digest.String(), "/c2": "v2"} {
+			if err := mount(t.Context(), s, target[1:], r.Reference(ref), target); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(m.targets["/c1"]); n != 2 {
+			t.Errorf("%d layers are mounted, want the opaque one and the one above", n)
+		}
+		if got := m.read(t, "/c1", "f") + m.read(t, "/c1", "above"); got != "yz" {
+			t.Errorf("the layers have %q", got)
+		}
+		if n := len(m.targets["/c2"]); n != 2 {
+			t.Errorf("%d layers are mounted, want the one above the opaque one, too", n)
+		}
+		s.Close()
 	}
 }

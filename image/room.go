@@ -6,8 +6,6 @@ package image
 import (
 	"fmt"
 	"io"
-	"log/slog"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -91,35 +89,5 @@ func (r *roomReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.r.Read(p)
 	r.left -= int64(n)
-	return n, err
-}
-
-// progressPeriod is the time between two lines about a layer that takes long.
-const progressPeriod = 5 * time.Second
-
-// progress logs how far the blob of a layer has come while it is read.
-type progress struct {
-	io.ReadCloser
-	log   *slog.Logger
-	size  int64
-	start time.Time
-	last  time.Time
-	n     int64
-}
-
-func (s *Service) progress(blob io.ReadCloser, l registry.Layer) io.ReadCloser {
-	now := time.Now()
-	return &progress{
-		ReadCloser: blob, log: s.config.Log.With("digest", l.Descriptor.Digest.String()), size: l.Descriptor.Size, start: now, last: now,
-	}
-}
-
-func (p *progress) Read(b []byte) (int, error) {
-	n, err := p.ReadCloser.Read(b)
-	p.n += int64(n)
-	if now := time.Now(); now.Sub(p.last) >= progressPeriod {
-		p.last = now
-		p.log.Info("layer is being pulled", "bytes", p.n, "of", p.size, "bytes_per_second", int64(float64(p.n)/now.Sub(p.start).Seconds()))
-	}
 	return n, err
 }

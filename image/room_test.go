@@ -4,23 +4,16 @@
 package image
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
-	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/image/internal/registrytest"
-	"github.com/cloister-cc/cloister/image/registry"
 	"github.com/cloister-cc/cloister/image/store"
 )
 
@@ -71,7 +64,7 @@ func TestSpace(t *testing.T) {
 	image("many", "gzip", many)
 	root := tmpfs(t, "size=16m,nr_inodes=1000")
 	s, m := service(t, r, func(c *Config) { c.Root = root })
-	mount := func(tag, id string) error { return s.Mount(t.Context(), id, r.Reference(tag), "/"+id) }
+	mount := func(tag, id string) error { return mount(t.Context(), s, id, r.Reference(tag), "/"+id) }
 	if err := mount("small", "c1"); err != nil {
 		t.Fatal(err)
 	}
@@ -113,30 +106,4 @@ func TestSpace(t *testing.T) {
 	if layers, _ := stored(t, s); len(layers) != 2 {
 		t.Errorf("layers %v, want those of the two containers", layers)
 	}
-}
-
-// A layer that takes long says so every few seconds, and one that does not says nothing.
-func TestProgress(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
-		s := &Service{config: Config{Log: slog.New(slog.NewTextHandler(&out, nil))}}
-		r := s.progress(io.NopCloser(&slowReader{left: 12}), registry.Layer{Descriptor: ocispec.Descriptor{Size: 1200}})
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Count(out.String(), "layer is being pulled"); got != 2 || !strings.Contains(out.String(), "bytes=500 of=1200 bytes_per_second=100") {
-			t.Errorf("%d lines: %s", got, out.String())
-		}
-	})
-}
-
-// slowReader returns 100 bytes a second.
-type slowReader struct{ left int }
-
-func (r *slowReader) Read(p []byte) (int, error) {
-	if r.left--; r.left < 0 {
-		return 0, io.EOF
-	}
-	time.Sleep(time.Second)
-	return copy(p, make([]byte, 100)), nil
 }

@@ -36,13 +36,16 @@ type Service struct {
 	config   Config
 	registry *registry.Client
 	store    *store.Store
+	baked    []preseeded
 	slots    chan struct{}
 	small    chan struct{}          // slots of layers that take time, but neither memory nor bandwidth
 	flights  flights[pulled]        // end with the last pull that wants them
 	pulls    flights[[]store.Layer] // go on for a while without callers
+	tracker  tracker
 
 	mu        sync.Mutex
 	manifests map[digest.Digest]*registry.Image
+	verified  map[decision]struct{}
 }
 
 // New returns a service; its image store is empty unless Config.Keep is set. It opens no connection.
@@ -56,6 +59,10 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	c.Auth = nil
+	baked, err := parsePreseeded(c.Preseeded)
+	if err != nil {
+		return nil, err
+	}
 	registries, err := registry.ParseRegistries(c.Registries, c.AllowInsecure)
 	if err != nil {
 		return nil, err
@@ -71,10 +78,12 @@ func New(c Config) (*Service, error) {
 			Retry: c.Retry, Registries: registries, Log: c.Log,
 		}),
 		store:     st,
+		baked:     baked,
 		slots:     make(chan struct{}, c.Limits.Parallel),
 		small:     make(chan struct{}, maxSmall),
 		pulls:     flights[[]store.Layer]{linger: c.Limits.Linger, most: c.Limits.Abandoned},
 		manifests: make(map[digest.Digest]*registry.Image),
+		verified:  make(map[decision]struct{}),
 	}, nil
 }
 
@@ -89,25 +98,39 @@ func (s *Service) Close() {
 }
 
 // Mount pulls the image of a reference unless it is here, and mounts a root file system of it at target, an empty
-// folder. What the container writes goes to a layer of its own. On error nothing is mounted. When ctx ends first, the
-// pull goes on for a while, and the next Mount of the image joins it.
-func (s *Service) Mount(ctx context.Context, containerID, reference, target string) error {
+// folder. What the container writes goes to a layer of its own. It returns the digest that the reference stands for, of
+// an index or a manifest. On error nothing is mounted. When ctx ends first, the pull goes on for a while, and the next
+// Mount of the image joins it.
+func (s *Service) Mount(ctx context.Context, containerID, reference, target string) (imageDigest string, err error) {
 	ref, err := registry.ParseReference(reference)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := s.store.Reserve(containerID); err != nil {
-		return err
+		return "", err
 	}
 	defer s.store.Release(containerID)
+	if p := s.findPreseeded(ref); p != nil {
+		return s.mountPreseeded(ctx, containerID, target, ref, p)
+	}
 	img, err := s.choose(ctx, ref)
 	if err != nil {
-		return err
+		s.tracker.failed.Add(1)
+		return "", err
 	}
+	if err := s.mount(ctx, containerID, target, ref, img); err != nil {
+		return "", err
+	}
+	return img.Digest.String(), nil
+}
+
+// mount pulls the layers of an image, says that it is used, and mounts it.
+func (s *Service) mount(ctx context.Context, containerID, target string, ref registry.Reference, img *registry.Image) error {
+	var err error
 	for range maxPulls {
 		var layers []store.Layer
 		if layers, err = s.pull(ctx, ref, img); err == nil {
-			err = s.store.Mount(containerID, target, layers)
+			err = s.use(ctx, containerID, target, ref, img, layers)
 		}
 		// Before or after the end of the pull another image may have taken the space.
 		if !errors.Is(err, store.ErrGone) {
@@ -115,6 +138,14 @@ func (s *Service) Mount(ctx context.Context, containerID, reference, target stri
 		}
 	}
 	return err
+}
+
+// use says that an image is used, and mounts it.
+func (s *Service) use(ctx context.Context, containerID, target string, ref registry.Reference, img *registry.Image, layers []store.Layer) error {
+	if err := s.config.Measure(ctx, ref.String(), img.Digest.String()); err != nil {
+		return fmt.Errorf("image %s (%s) cannot be measured: %w", ref, img.Digest, err)
+	}
+	return s.store.Mount(containerID, target, layers)
 }
 
 // MountPause mounts the built-in pause image's root file system at target, with a writable layer like any other

@@ -32,7 +32,7 @@ func TestMount(t *testing.T) {
 				top := build(t, r, kind, tarball(t, map[string]string{"file": "upper"}), k)
 				addImage(t, r, "v1", base, top)
 				s, m := service(t, r, func(c *Config) { c.Auth, c.Keys = r.AuthJSON(), keyring(key) })
-				if err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/target"); err != nil {
+				if err := mount(t.Context(), s, "c1", r.Reference("v1"), "/target"); err != nil {
 					t.Fatal(err)
 				}
 				if got := m.read(t, "/target", "file"); got != "upper" {
@@ -145,7 +145,7 @@ func TestBadLayers(t *testing.T) {
 			}
 			addImage(t, r, "v1", l)
 			s, m := service(t, r, func(c *Config) { c.Keys, c.Limits = keyring(tt.keys), tt.limits })
-			err := s.Mount(t.Context(), "c1", r.Reference("v1"), "/target")
+			err := mount(t.Context(), s, "c1", r.Reference("v1"), "/target")
 			contains(t, err, tt.want)
 			if layers, staging := stored(t, s); len(layers) != 0 || len(staging) != 0 {
 				t.Errorf("after the failure: layers %v, staging %v", layers, staging)
@@ -176,52 +176,9 @@ func TestBlobWithoutEnd(t *testing.T) {
 		}
 	}
 	s, _ := service(t, r, nil)
-	contains(t, s.Mount(t.Context(), "c1", r.Reference("v1"), "/target"), "larger than")
+	contains(t, mount(t.Context(), s, "c1", r.Reference("v1"), "/target"), "larger than")
 	if layers, staging := stored(t, s); len(layers)+len(staging) != 0 {
 		t.Errorf("layers %v, staging %v", layers, staging)
-	}
-}
-
-func TestVerifyIsAskedEveryTime(t *testing.T) {
-	needRoot(t)
-	r := registrytest.New(t)
-	desc := addImage(t, r, "v1", build(t, r, "gzip", tarball(t, map[string]string{"f": "x"}), nil))
-	var asked []string
-	var refuse error
-	s, m := service(t, r, func(c *Config) {
-		c.Verify = func(_ context.Context, reference, digest string) error {
-			asked = append(asked, reference+" "+digest)
-			return refuse
-		}
-	})
-	for _, id := range []string{"c1", "c2"} {
-		if err := s.Mount(t.Context(), id, r.Reference("v1"), "/"+id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	refuse = errors.New("no signature")
-	contains(t, s.Mount(t.Context(), "c3", r.Reference("@"+desc.Digest.String()), "/c3"), "is refused", "no signature")
-	want := []string{
-		r.Reference("v1") + " " + desc.Digest.String(), r.Reference("v1") + " " + desc.Digest.String(),
-		r.Reference("@"+desc.Digest.String()) + " " + desc.Digest.String(),
-	}
-	if !slices.Equal(asked, want) {
-		t.Errorf("asked %q, want %q", asked, want)
-	}
-	if len(m.targets) != 2 {
-		t.Errorf("mounted: %v", m.targets)
-	}
-}
-
-func TestVerifyComesBeforeLayers(t *testing.T) {
-	r := registrytest.New(t)
-	addImage(t, r, "v1", build(t, r, "gzip", tarball(t, nil), nil))
-	s, _ := service(t, r, func(c *Config) {
-		c.Verify = func(context.Context, string, string) error { return errors.New("no") }
-	})
-	contains(t, s.Mount(t.Context(), "c1", r.Reference("v1"), "/c1"), "is refused")
-	if n := r.Requests("/blobs/"); n != 0 {
-		t.Errorf("%d blobs were fetched for a refused image", n)
 	}
 }
 
@@ -235,7 +192,7 @@ func TestCache(t *testing.T) {
 	s, m := service(t, r, func(c *Config) {
 		c.Keys = func(ctx context.Context, uri string) ([]byte, error) { return keyring(have)(ctx, uri) }
 	})
-	mount := func(id, ref string) error { return s.Mount(t.Context(), id, ref, "/"+id) }
+	mount := func(id, ref string) error { return mount(t.Context(), s, id, ref, "/"+id) }
 	if err := mount("c1", r.Reference("v1")); err != nil {
 		t.Fatal(err)
 	}
@@ -281,10 +238,10 @@ func TestCache(t *testing.T) {
 func TestReferencesAndIDs(t *testing.T) {
 	r := registrytest.New(t)
 	s, m := service(t, r, nil)
-	contains(t, s.Mount(t.Context(), "c1", "busybox", "/c1"), "does not name its registry")
-	contains(t, s.Mount(t.Context(), "c1", r.Reference("v9"), "/c1"), "not found")
+	contains(t, mount(t.Context(), s, "c1", "busybox", "/c1"), "does not name its registry")
+	contains(t, mount(t.Context(), s, "c1", r.Reference("v9"), "/c1"), "not found")
 	for _, id := range []string{"", ".", "..", "../x", "a/b", "-x", "a b", "ä", strings.Repeat("x", 129), "a\x00"} {
-		if err := s.Mount(t.Context(), id, r.Reference("v1"), "/c1"); !errors.Is(err, store.ErrContainerID) {
+		if err := mount(t.Context(), s, id, r.Reference("v1"), "/c1"); !errors.Is(err, store.ErrContainerID) {
 			t.Errorf("id %.20q: %v", id, err)
 		}
 		if err := s.Unmount(t.Context(), id); err != nil {
@@ -365,9 +322,9 @@ func TestPanicIsAnError(t *testing.T) {
 			return good(ctx, uri)
 		}
 	})
-	contains(t, s.Mount(t.Context(), "c1", r.Reference("v1"), t.TempDir()), "internal error")
+	contains(t, mount(t.Context(), s, "c1", r.Reference("v1"), t.TempDir()), "internal error")
 	broken = false
-	if err := s.Mount(t.Context(), "c1", r.Reference("v1"), t.TempDir()); err != nil {
+	if err := mount(t.Context(), s, "c1", r.Reference("v1"), t.TempDir()); err != nil {
 		t.Error(err)
 	}
 }

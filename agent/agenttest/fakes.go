@@ -20,6 +20,9 @@ import (
 // PauseReference is what Images notes as the reference of a container that runs the pause image.
 const PauseReference = "(pause)"
 
+// Digest is what Images gives as the digest of every image.
+const Digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
 // Images mounts nothing: it checks its arguments as the real one must and keeps account.
 type Images struct {
 	// Hook is called before each operation.
@@ -30,35 +33,35 @@ type Images struct {
 }
 
 // Mount implements agent.Images.
-func (i *Images) Mount(ctx context.Context, containerID, reference, target string) error {
+func (i *Images) Mount(ctx context.Context, containerID, reference, target string) (digest string, err error) {
 	if err := i.Hook.call("Mount", containerID); err != nil {
-		return err
+		return "", err
 	}
 	if err := ctx.Err(); err != nil {
-		return err
+		return "", err
 	}
 	entries, err := os.ReadDir(target)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if len(entries) != 0 {
-		return fmt.Errorf("%s is not empty", target)
+		return "", fmt.Errorf("%s is not empty", target)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if _, ok := i.mounted[containerID]; ok {
-		return errors.New("mounted twice")
+		return "", errors.New("mounted twice")
 	}
 	if i.mounted == nil {
 		i.mounted = make(map[string]string)
 	}
 	i.mounted[containerID] = reference
-	return nil
+	return Digest, nil
 }
 
 // MountPause implements agent.Images; its process sleeps.
 func (i *Images) MountPause(ctx context.Context, containerID, target string) (*specs.Process, error) {
-	if err := i.Mount(ctx, containerID, PauseReference, target); err != nil {
+	if _, err := i.Mount(ctx, containerID, PauseReference, target); err != nil {
 		return nil, err
 	}
 	return &specs.Process{Args: []string{"sleep", "1000000"}, Cwd: "/"}, nil

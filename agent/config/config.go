@@ -50,6 +50,10 @@ type Config struct {
 	HTTPSProxy string
 	// NoProxy lists, separated by commas, what is reached without the proxy.
 	NoProxy string
+	// ImagePolicyFile and ImageRegistryAuth are URIs (file:///, kbs:///) of a policy for images and of credentials for
+	// registries, or empty; SignatureVerification refuses every image where there is no such policy.
+	ImagePolicyFile, ImageRegistryAuth string
+	SignatureVerification              bool
 	// PolicyFile is the path of the policy that decides on requests; empty means the default path.
 	PolicyFile string
 	// SecureStorageIntegrity protects the integrity of trusted ephemeral storage, beside its confidentiality.
@@ -103,6 +107,9 @@ func settings(c *Config, cgroupNoV1 *bool) []setting {
 		{param: "cgroup_no_v1", value: allValue{cgroupNoV1}},
 		{param: "agent.https_proxy", key: "https_proxy", value: proxyValue{&c.HTTPSProxy}},
 		{param: "agent.no_proxy", key: "no_proxy", value: textValue{to: &c.NoProxy}},
+		{param: "agent.image_policy_file", value: textValue{to: &c.ImagePolicyFile}},
+		{param: "agent.image_registry_auth", value: textValue{to: &c.ImageRegistryAuth}},
+		{param: "agent.enable_signature_verification", value: boolValue{to: &c.SignatureVerification, strict: true}},
 		{key: "policy_file", env: "KATA_AGENT_POLICY_FILE", value: textValue{to: &c.PolicyFile, emptyText: true}},
 		{param: "agent.secure_storage_integrity", key: "secure_storage_integrity", value: boolValue{to: &c.SecureStorageIntegrity, strict: true}},
 	}

@@ -45,7 +45,8 @@ func TestDefaults(t *testing.T) {
 	}
 	const want = "{LogLevel:INFO LogPort:0 DebugConsole:false DebugConsolePort:0 Tracing:false ServerAddr:vsock://-1:1024 " +
 		"ContainerPipeSize:0 HotplugTimeout:3s CDITimeout:1m40s ImagePullTimeout:20m0s LaunchProcessTimeout:6s CDHTimeout:50s " +
-		"UnifiedCgroupHierarchy:false HTTPSProxy: NoProxy: PolicyFile: SecureStorageIntegrity:true VisibleCDIDevices:false}"
+		"UnifiedCgroupHierarchy:false HTTPSProxy: NoProxy: ImagePolicyFile: ImageRegistryAuth: SignatureVerification:false " +
+		"PolicyFile: SecureStorageIntegrity:true VisibleCDIDevices:false}"
 	if got := fmt.Sprintf("%+v", *c); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -79,6 +80,10 @@ func TestEverySetting(t *testing.T) {
 		{"cgroup_no_v1=all systemd.unified_cgroup_hierarchy=0 cgroup_no_v1=cpu", "", "", func(c *Config) { c.UnifiedCgroupHierarchy = true }},
 		{"agent.https_proxy=http://p:81", `https_proxy = "http://p:81"`, "", func(c *Config) { c.HTTPSProxy = "http://p:81" }},
 		{`agent.no_proxy="a, b"`, `no_proxy = "a, b"`, "", func(c *Config) { c.NoProxy = "a, b" }},
+		{"agent.image_policy_file=file:///p.json agent.image_registry_auth=kbs:///a/b/c", "", "", func(c *Config) {
+			c.ImagePolicyFile, c.ImageRegistryAuth = "file:///p.json", "kbs:///a/b/c"
+		}},
+		{"agent.enable_signature_verification=true", "", "", func(c *Config) { c.SignatureVerification = true }},
 		{"", `policy_file = "/p.rego"`, "KATA_AGENT_POLICY_FILE=/p.rego", func(c *Config) { c.PolicyFile = "/p.rego" }},
 		{"agent.secure_storage_integrity=0", "secure_storage_integrity = false", "", func(c *Config) { c.SecureStorageIntegrity = false }},
 		// Values that are right and change nothing.

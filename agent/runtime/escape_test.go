@@ -29,11 +29,11 @@ type craftedImages struct {
 	craft func(rootfs string) error
 }
 
-func (i craftedImages) Mount(ctx context.Context, id, reference, target string) error {
-	if err := i.binaryImages.Mount(ctx, id, reference, target); err != nil {
-		return err
+func (i craftedImages) Mount(ctx context.Context, id, reference, target string) (digest string, err error) {
+	if digest, err = i.binaryImages.Mount(ctx, id, reference, target); err != nil {
+		return "", err
 	}
-	return i.craft(target)
+	return digest, i.craft(target)
 }
 
 // craftedPod makes a pod of which every image is crafted.

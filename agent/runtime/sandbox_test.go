@@ -22,6 +22,9 @@ import (
 // busyboxImage is the reference of an image with the guest's busybox.
 const busyboxImage = "registry.example/busybox:1"
 
+// imageDigest is what every image is said to have.
+const imageDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
 // binaryImages mounts a tmpfs with one program as every image, busybox or this test binary; it implements
 // agent.Images.
 type binaryImages struct {
@@ -38,22 +41,22 @@ func newBinaryImages(t *testing.T) binaryImages {
 	return binaryImages{new(sync.Mutex), make(map[string]string)}
 }
 
-func (i binaryImages) Mount(_ context.Context, id, reference, target string) error {
+func (i binaryImages) Mount(_ context.Context, id, reference, target string) (digest string, err error) {
 	if err := unix.Mount("tmpfs", target, "tmpfs", 0, "mode=755"); err != nil {
-		return err
+		return "", err
 	}
 	i.mu.Lock()
 	i.targets[id] = target
 	i.mu.Unlock()
 	for _, dir := range []string{"proc", "dev", "sys", "mnt", "etc"} {
 		if err := os.Mkdir(filepath.Join(target, dir), 0o755); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if reference == busyboxImage {
-		return mountProgram(os.Getenv(busyboxEnv), filepath.Join(target, "busybox"))
+		return imageDigest, mountProgram(os.Getenv(busyboxEnv), filepath.Join(target, "busybox"))
 	}
-	return mountProgram(program(), filepath.Join(target, "program"))
+	return imageDigest, mountProgram(program(), filepath.Join(target, "program"))
 }
 
 // mountProgram shows a program, which takes less time and memory than a copy.
@@ -65,7 +68,8 @@ func mountProgram(from, to string) error {
 }
 
 func (i binaryImages) MountPause(ctx context.Context, id, target string) (*specs.Process, error) {
-	return &specs.Process{Args: []string{"/program", inContainer, "serve"}, Cwd: "/"}, i.Mount(ctx, id, "", target)
+	_, err := i.Mount(ctx, id, "", target)
+	return &specs.Process{Args: []string{"/program", inContainer, "serve"}, Cwd: "/"}, err
 }
 
 func (i binaryImages) Unmount(_ context.Context, id string) error {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cloister-cc/cloister/image/sign"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/deps.txt")
@@ -19,7 +21,7 @@ var update = flag.Bool("update", false, "rewrite testdata/deps.txt")
 // change of it is reviewed like code (go test ./cmd/cloister-agent -update).
 func TestLinkedCodeIsOnTheAllowList(t *testing.T) {
 	const file = "testdata/deps.txt"
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps",
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags="+sign.BuildTag,
 		"-f", `{{if .Module}}{{if .Module.Main}}{{.ImportPath}}{{else}}module {{.Module.Path}}{{end}}{{end}}`, ".")
 	cmd.Env = append(os.Environ(), "GOARCH=s390x", "CGO_ENABLED=0")
 	out, err := cmd.Output()

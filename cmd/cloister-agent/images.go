@@ -8,7 +8,19 @@ import (
 	"time"
 
 	"github.com/cloister-cc/cloister/agent"
+	"github.com/cloister-cc/cloister/attest"
 )
+
+// measure gives image the one thing it needs of attest: to record which images are used.
+func measure(events *attest.Log) func(ctx context.Context, reference, digest string) error {
+	return func(_ context.Context, reference, digest string) error {
+		event, err := attest.PullImage(reference, digest)
+		if err != nil {
+			return err
+		}
+		return events.Append(event)
+	}
+}
 
 // timedImages bounds how long an image may take, unless timeout is 0; it implements agent.Images.
 type timedImages struct {
@@ -17,7 +29,7 @@ type timedImages struct {
 }
 
 // Mount implements agent.Images.
-func (t timedImages) Mount(ctx context.Context, containerID, reference, target string) error {
+func (t timedImages) Mount(ctx context.Context, containerID, reference, target string) (digest string, err error) {
 	if t.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, t.timeout)

@@ -14,6 +14,7 @@ import (
 	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/agent/kernel"
 	"github.com/cloister-cc/cloister/agent/metrics"
+	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/internal/version"
 	"github.com/cloister-cc/cloister/rpc"
 	"github.com/cloister-cc/cloister/rpc/trace"
@@ -29,11 +30,32 @@ type machine struct {
 
 var _ rpc.Machine = machine{}
 
-func newMachine(s setup, sandbox *agent.Sandbox) (machine, error) {
+func newMachine(s setup, sandbox *agent.Sandbox, images *image.Service) (machine, error) {
 	m, err := metrics.New(metrics.Options{
 		Version: version.String(), Methods: rpc.Methods(), Containers: sandbox.Containers, Processes: sandbox.Processes,
+		Images: func() metrics.Images { return imageMetrics(images) },
 	})
 	return machine{kernel.Machine{Guest: s.guest}, s.seccomp, m}, err
+}
+
+// imageMetrics says what pulls of images do and have done.
+func imageMetrics(images *image.Service) metrics.Images {
+	totals := images.Totals()
+	out := metrics.Images{
+		Fetched: totals.Fetched, Unpacked: totals.Unpacked,
+		Pulled: totals.Pulled, Cached: totals.Cached, Failed: totals.Failed, Reused: totals.Reused,
+	}
+	for _, p := range images.Progress() {
+		out.Active = append(out.Active, metrics.ImagePull{
+			Digest: p.Manifest, Fetched: p.Bytes, Total: p.Total, Unpacked: p.Unpacked, LayersDone: p.LayersDone, Layers: p.Layers,
+		})
+	}
+	layers, space, err := images.Space()
+	out.Stored = layers
+	if err == nil { // what is not known is left out of the metrics
+		out.Total, out.Available = space.Total, space.Free
+	}
+	return out
 }
 
 // Details implements rpc.Machine.

@@ -27,14 +27,17 @@ Options:
   -c, --config FILE    settings as TOML, with Kata's keys; without it, agent.* of the kernel command line. Either way, the
                        environment counts more: KATA_AGENT_SERVER_ADDR, KATA_AGENT_LOG_LEVEL, KATA_AGENT_TRACING. If the
                        command line has agent.config_file=FILE, that file alone counts
+  --cdh-config FILE    which images are used and where they come from: the [image] table of a cdh.toml
+  --resources FOLDER   what kbs:///REPOSITORY/TYPE/TAG names, as files REPOSITORY/TYPE/TAG: keys of images, policies
   --runtime PROGRAM    crun (default: the one in PATH)
   -v, --version        print the version
   -h, --help           print this text
 
   KATA_AGENT_SERVER_ADDR=unix:///run/agent.sock cloister-agent     # vsock://-1:1024 is the default
 
-A plain process needs root; it makes a mount namespace of its own, so that what it mounts stays there. The policy is
-allow-all: a machine that is not sealed cannot be protected from its host. To build a guest that is: cloister build --help
+A plain process needs root; it makes a mount namespace of its own, so that what it mounts stays there. Every request is
+allowed, and every image unless a policy is given: a machine that is not sealed cannot be protected from its host. To build
+a guest that is: cloister build --help
 `
 
 func main() {
@@ -89,6 +92,8 @@ func fail(code int, err error) {
 type arguments struct {
 	help, version   bool
 	config, runtime string
+	// cdhConfig is a file, resources a folder.
+	cdhConfig, resources string
 }
 
 // parseArguments reads a command line. "init" is taken as Kata's agent takes it, and has no meaning here: the OCI
@@ -106,15 +111,11 @@ func parseArguments(args []string) (a arguments, err error) {
 			if os.Getpid() != 1 {
 				return a, errors.New("init is what the kernel starts: this is not PID 1")
 			}
-		case "-c", "--config", "--runtime":
+		case "-c", "--config", "--runtime", "--cdh-config", "--resources":
 			if len(args) == 0 || args[0] == "" {
 				return a, fmt.Errorf("%s needs a path", name)
 			}
-			if name == "--runtime" {
-				a.runtime = args[0]
-			} else {
-				a.config = args[0]
-			}
+			*a.path(name) = args[0]
 			args = args[1:]
 		default:
 			if os.Getpid() == 1 { // the kernel hands on what it does not know of its command line
@@ -124,4 +125,18 @@ func parseArguments(args []string) (a arguments, err error) {
 		}
 	}
 	return a, nil
+}
+
+// path returns where the value of an option goes.
+func (a *arguments) path(option string) *string {
+	switch option {
+	case "--runtime":
+		return &a.runtime
+	case "--cdh-config":
+		return &a.cdhConfig
+	case "--resources":
+		return &a.resources
+	default:
+		return &a.config
+	}
 }

@@ -53,7 +53,7 @@ func sealedGuest(ctx context.Context, log *slog.Logger) error {
 		log.Info("boot stage", "stage", s.Name, "ms", s.Duration.Milliseconds())
 	}
 	log, logs := newLog(level(guest.Config.LogLevel), guest.Config.LogPort)
-	s, err := sealedSetup(guest, log)
+	s, err := sealedSetup(ctx, guest, log)
 	if err != nil {
 		return err
 	}

@@ -23,19 +23,23 @@ import (
 // options.
 const imagesDir = boot.ScratchDir + "/img"
 
+// signaturesDir holds signatures while they are verified.
+const signaturesDir = boot.RunDir + "/signatures"
+
 // sealedSetup is the setup of a guest that was booted from an initramfs of ours. The boot config alone decides: nothing
-// on the kernel command line, in the environment or in a file of the root file system is looked at.
-func sealedSetup(guest *boot.Guest, log *slog.Logger) (setup, error) {
+// on the kernel command line or in the environment is looked at, and of the root file system only what it names.
+func sealedSetup(ctx context.Context, guest *boot.Guest, log *slog.Logger) (setup, error) {
 	ca, err := certPool(guest.RegistryCA)
 	if err != nil {
 		return setup{}, err
 	}
 	c := guest.Config
-	return setup{
+	s := setup{
 		address: fmt.Sprintf("vsock://-1:%d", port(c)),
 		policy:  c.Policy,
 		images: image.Config{
 			Root: imagesDir, CA: ca, Auth: guest.RegistryAuth.Bytes(), Keys: keyFunc(guest.ImageKeys), Log: log, PauseRootfs: boot.PauseRootfs,
+			Preseeded: preseeded(c.Images),
 		},
 		runtime:    boot.RuntimePath,
 		stateDir:   filepath.Join(boot.RunDir, "crun"),
@@ -47,7 +51,18 @@ func sealedSetup(guest *boot.Guest, log *slog.Logger) (setup, error) {
 		hookPath:   c.GuestHookPath,
 		openSecret: openFunc(guest.Secrets),
 		side:       side{console: c.DebugConsole, consolePort: layout.DebugConsolePort, logPort: c.LogPort, tracing: c.Tracing},
-	}, nil
+	}
+	settings := imageSettings{ImageSettings: c.Image, resources: guest.Secrets, tempDir: signaturesDir}
+	return s, settings.apply(ctx, &s.images)
+}
+
+// preseeded says where the images lie that the boot config lists: the root file system is this process's root now.
+func preseeded(images []layout.Image) []image.Preseeded {
+	out := make([]image.Preseeded, 0, len(images))
+	for _, i := range images {
+		out = append(out, image.Preseeded{Reference: i.Reference, Digest: i.Digest, Manifest: i.Manifest, Rootfs: i.Rootfs()})
+	}
+	return out
 }
 
 // certPool reads the CA of the sealed initramfs. There is no other: without it, no registry is trusted.

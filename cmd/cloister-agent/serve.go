@@ -23,6 +23,7 @@ import (
 	"github.com/cloister-cc/cloister/agent/oci"
 	"github.com/cloister-cc/cloister/agent/proc"
 	"github.com/cloister-cc/cloister/agent/runtime"
+	"github.com/cloister-cc/cloister/attest"
 	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/version"
@@ -75,12 +76,19 @@ func serve(ctx context.Context, s setup, reaper *proc.Reaper, log *slog.Logger) 
 	debug.SetGCPercent(gcPercent)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	sandbox, closers, err := newSandbox(s, reaper, log)
+	s.images.Measure = measure(attest.NewLog())
+	images, err := image.New(s.images)
+	clear(s.images.Auth)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+	sandbox, closers, err := newSandbox(s, images, reaper, log)
 	if err != nil {
 		return err
 	}
 	defer closers.close(log)
-	m, err := newMachine(s, sandbox)
+	m, err := newMachine(s, sandbox, images)
 	if err != nil {
 		return err
 	}
@@ -136,18 +144,13 @@ func (c closers) close(log *slog.Logger) {
 	}
 }
 
-func newSandbox(s setup, reaper *proc.Reaper, log *slog.Logger) (_ *agent.Sandbox, c closers, err error) {
+func newSandbox(s setup, images *image.Service, reaper *proc.Reaper, log *slog.Logger) (_ *agent.Sandbox, c closers, err error) {
 	defer func() {
 		if err != nil {
 			c.close(log)
 			c = nil
 		}
 	}()
-	images, err := image.New(s.images)
-	if err != nil {
-		return nil, c, err
-	}
-	c = append(c, func() error { images.Close(); return nil })
 	crun, err := runtime.New(runtime.Config{Command: s.runtime, Root: s.stateDir, Reaper: reaper, NoCgroups: s.cgroups == nil, Log: log})
 	if err != nil {
 		return nil, c, err

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +21,6 @@ import (
 	"github.com/cloister-cc/cloister/agent/config"
 	"github.com/cloister-cc/cloister/agent/logport"
 	"github.com/cloister-cc/cloister/agent/proc"
-	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 )
 
@@ -133,18 +131,15 @@ func (a arguments) setup(ctx context.Context, c *config.Config, reaper *proc.Rea
 	if err != nil {
 		return setup{}, fmt.Errorf("make the pause image: %w", err)
 	}
-	ca, err := x509.SystemCertPool()
+	images, err := a.images(ctx, c, log, unsealedDir)
 	if err != nil {
-		log.Warn("no certificates to check registries against", "error", err)
-		ca = x509.NewCertPool()
+		return setup{}, err
 	}
+	images.PauseRootfs = pauseRootfs
 	return setup{
-		address: c.ServerAddr,
-		policy:  layout.PolicyAllowAll,
-		images: image.Config{
-			Root: filepath.Join(unsealedDir, "img"), CA: ca, PlainLoopback: true, Log: log, PauseRootfs: pauseRootfs,
-			HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy,
-		},
+		address:     c.ServerAddr,
+		policy:      layout.PolicyAllowAll,
+		images:      images,
 		pullTimeout: c.ImagePullTimeout,
 		runtime:     runtime,
 		stateDir:    filepath.Join(unsealedDir, "crun"),

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloister-cc/cloister/guestimage"
+	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/version"
 	"github.com/cloister-cc/cloister/keys"
@@ -24,9 +25,15 @@ const buildExample = `  # a guest whose agent answers no request until it gets a
   cloister build --arch s390x --rootfs rootfs/ --kernel boot/vmlinuz --modules lib/modules/6.12-s390x \
       --agent cloister-agent --crun crun --pause pause --output guest/
 
-  # one for a test: it pulls encrypted images from a registry of yours and lets every request pass
-  cloister build ... --registry-ca ca.pem --registry-auth auth.json \
-      --image-key kbs:///default/image-key/demo=demo.key --policy allow-all --output guest/`
+  # one that uses encrypted images of a registry of yours, if they are signed as a policy wants it
+  cloister build ... --registry-ca ca.pem --registry-auth auth.json --image-policy policy.json \
+      --image-key kbs:///default/image-key/demo=demo.key --output guest/
+
+  # one for a test: every request passes, and every image is used
+  cloister build ... --registry-ca ca.pem --image-policy insecureAcceptAnything --policy allow-all --output guest/
+
+  # one that needs no registry for two images: they lie in its root disk
+  cloister build ... --image docker.io/library/busybox:1 --image registry.example/app:2=oci:app/ --output guest/`
 
 // valueFlags are the flags of build whose values stand in no file: a wrong one is wrong usage.
 var valueFlags = []string{"arch", "policy", "log-level", "compression"}
@@ -34,7 +41,7 @@ var valueFlags = []string{"arch", "policy", "log-level", "compression"}
 // newBuildCommand returns "cloister build".
 func newBuildCommand() *cobra.Command {
 	var o guestimage.Options
-	var imageKeys, secrets []string
+	var images, imageKeys, privateKeys, secrets []string
 	var compression string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -42,6 +49,8 @@ func newBuildCommand() *cobra.Command {
 		Short: "Build a guest: encrypted root disk, initramfs that unlocks it, kernel",
 		Long: "build writes a folder with a kernel, an initramfs, an encrypted root disk and guest.json, which describes them.\n" +
 			"It needs no privileges. The initramfs holds the disk's key: seal it before it leaves a trusted machine.\n\n" +
+			"--image takes an image from its registry, or from LOCATION: docker://HOST/REPOSITORY:TAG, oci:DIR[:TAG],\n" +
+			"oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME:TAG]. Containers name it by its REFERENCE.\n\n" +
 			"'make build' makes the agent; 'cloister setup --json' names a kernel, its modules, a static crun and a pause process.",
 		Example: buildExample,
 		Args:    cobra.NoArgs,
@@ -53,7 +62,13 @@ func newBuildCommand() *cobra.Command {
 			if o.ImageKeys, err = parseKeyFiles(cmd, "--image-key", imageKeys); err != nil {
 				return err
 			}
+			if o.Image.PrivateKeys, err = parseKeyFiles(cmd, "--image-private-key", privateKeys); err != nil {
+				return err
+			}
 			if o.Secrets, err = parseKeyFiles(cmd, "--secret", secrets); err != nil {
+				return err
+			}
+			if o.Images, o.ImageAccess, err = parseImages(cmd, images, accessFlags{o.RegistryCA, o.RegistryAuth}); err != nil {
 				return err
 			}
 			o.Compression = initramfs.Compression(compression)
@@ -73,9 +88,18 @@ func newBuildCommand() *cobra.Command {
 	f.StringVar(&o.Agent, "agent", "", "cloister-agent for the guest's architecture")
 	f.StringVar(&o.Crun, "crun", "", "static crun for the guest's architecture")
 	f.StringVar(&o.Pause, "pause", "", "static pause process for the guest's architecture")
+	f.StringArrayVar(&images, "image", nil, "container image to put into the root disk, as REFERENCE[=LOCATION] (may be repeated)")
 	f.StringVar(&o.RegistryCA, "registry-ca", "", "PEM certificates that registries are checked against")
 	f.StringVar(&o.RegistryAuth, "registry-auth", "", "registry credentials, like Docker's config.json")
 	f.StringArrayVar(&imageKeys, "image-key", nil, "URI=FILE: the 32 byte image key of kbs:///repository/type/tag (may be repeated)")
+	f.StringArrayVar(&privateKeys, "image-private-key", nil, "URI=FILE: private key for layers encrypted with jwe, pkcs7 or pgp (may be repeated)")
+	f.StringVar(&o.Image.Policy, "image-policy", "", "policy.json that decides on images, or "+guestimage.AcceptAnything+" (default: all are refused)")
+	f.StringVar(&o.Image.SigstoreConfig, "sigstore-config", "", "where signatures are kept beside registries, as in containers-registries.d(5)")
+	f.StringVar(&o.Image.Registries, "registries-conf", "", "mirrors and blocked registries, as in containers-registries.conf(5)")
+	f.BoolVar(&o.Image.AllowInsecure, "allow-insecure-registries", false, "let registries.conf name registries whose certificates are not checked")
+	f.StringVar(&o.Image.HTTPSProxy, "https-proxy", "", "URL of the proxy by which registries are reached")
+	f.StringVar(&o.Image.NoProxy, "no-proxy", "", "what is reached without it, separated by commas")
+	f.StringVar(&o.Image.CDHConfig, "cdh-config", "", "cdh.toml of Confidential Containers, whose [image] table says more")
 	f.StringArrayVar(&secrets, "secret", nil, "URI=FILE: what a sealed secret names, or the public key of its signer (may be repeated)")
 	f.StringVar(&o.Policy, "policy", "", "requests of the host: deny-all (default) or allow-all")
 	f.StringVar(&o.LogLevel, "log-level", "", "agent's log level: debug, info (default), warn or error")
@@ -126,6 +150,24 @@ func parseKeyFiles(cmd *cobra.Command, flag string, args []string) (map[string]s
 		out[uri] = file
 	}
 	return out, nil
+}
+
+// parseImages reads the values of --image. Where the guest is to trust no registry, those are used that this machine
+// trusts.
+func parseImages(cmd *cobra.Command, args []string, access accessFlags) ([]guestimage.Image, imagecrypt.Access, error) {
+	if len(args) == 0 {
+		return nil, imagecrypt.Access{}, nil
+	}
+	var images []guestimage.Image
+	for _, arg := range args {
+		i, err := guestimage.ParseImage(arg)
+		if err != nil {
+			return nil, imagecrypt.Access{}, &locationUsage{usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--image: %w", err)}}
+		}
+		images = append(images, i)
+	}
+	a, err := access.access(imagecrypt.Location{Transport: imagecrypt.Docker})
+	return images, a, err
 }
 
 func runBuild(cmd *cobra.Command, o guestimage.Options, asJSON bool) error {

@@ -55,7 +55,7 @@ func newCtlCommand() *cobra.Command {
 		c.health(), c.version(), c.details(),
 		c.updateInterface(), c.updateRoutes(), c.createSandbox(), c.destroySandbox(),
 		c.create(), c.start(), c.exec(), c.attach(), c.signal(), c.waitProcess(), c.remove(),
-		c.pause(), c.resume(), c.stats(), c.update(), c.oom(),
+		c.pause(), c.resume(), c.stats(), c.update(), c.oom(), c.pull(),
 		c.copy(), c.terminationLog(), c.metrics(), c.logs(), c.console(),
 		c.run(),
 	)
@@ -85,6 +85,7 @@ var ctlExamples = map[string]string{
 	"create-container": "create-container --sandbox pod c1 registry.example:5000/demo:1 -- /bin/sleep 100" +
 		another + "create-container --pause pod" +
 		another + "create-container --sandbox pod --mount motd:/etc/motd:ro c2 registry.example:5000/demo:1 -- /bin/cat /etc/motd",
+	"pull":            "pull registry.example:5000/demo:1" + another + "pull --sandbox pod registry.example:5000/demo:1 --json",
 	"start":           "start c1",
 	"exec":            "exec c1 -- /bin/ls -l /" + another + "exec -it c1 -- /bin/sh",
 	"attach":          "attach c1",

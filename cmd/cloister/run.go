@@ -10,12 +10,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cloister-cc/cloister/internal/testbed"
+	"github.com/cloister-cc/cloister/internal/testbed/guestrun"
 )
 
 // newRunCommand returns "cloister run".
 func newRunCommand() *cobra.Command {
-	var o testbed.RunOptions
+	var o guestrun.Options
 	var noNetwork bool
 	var console string
 	cmd := &cobra.Command{
@@ -43,7 +43,7 @@ func newRunCommand() *cobra.Command {
 				defer func() { err = errors.Join(err, f.Close()) }()
 				o.Console = f
 			}
-			return testbed.Run(cmd.Context(), o)
+			return guestrun.Run(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()

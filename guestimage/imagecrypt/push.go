@@ -38,11 +38,17 @@ func openRegistry(l Location, a Access) (*registrySource, error) {
 	if err != nil {
 		return nil, err
 	}
+	client, err := a.Client()
+	return &registrySource{client, ref}, err
+}
+
+// Client returns a client of registries, which the caller closes.
+func (a Access) Client() (*registry.Client, error) {
 	auth, err := registry.ParseAuth(a.Auth)
 	if err != nil {
 		return nil, err
 	}
-	return &registrySource{registry.New(registry.Config{CA: a.CA, Auth: auth, UserAgent: "cloister"}), ref}, nil
+	return registry.New(registry.Config{CA: a.CA, Auth: auth, UserAgent: "cloister"}), nil
 }
 
 func (r *registrySource) root(ctx context.Context) ([]byte, digest.Digest, error) {

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cloister-cc/cloister/image"
+	"github.com/cloister-cc/cloister/image/sign"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/testbed"
 )
@@ -240,8 +241,12 @@ func TestFromFolderToContainer(t *testing.T) {
 
 func mountAndCompare(t *testing.T, r *realRegistry, top, ref, source string) {
 	t.Helper()
+	policy, err := sign.New(sign.Config{Policy: []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, err := image.New(image.Config{
-		Root: filepath.Join(top, "images"), CA: r.ca, Auth: r.auth, Arch: "s390x",
+		Root: filepath.Join(top, "images"), CA: r.ca, Auth: r.auth, Arch: "s390x", Policy: policy,
 		Keys: func(_ context.Context, uri string) ([]byte, error) {
 			if uri != keyURI {
 				return nil, image.ErrNoKey
@@ -257,7 +262,7 @@ func mountAndCompare(t *testing.T, r *realRegistry, top, ref, source string) {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Mount(t.Context(), "c1", ref, target); err != nil {
+	if _, err := s.Mount(t.Context(), "c1", ref, target); err != nil {
 		t.Fatalf("mount %s: %v", ref, err)
 	}
 	got, want := describe(t, target, false), describe(t, source, false)

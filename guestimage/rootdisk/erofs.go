@@ -17,14 +17,17 @@ import (
 	"github.com/erofs/go-erofs"
 )
 
-// writeFileSystem writes the source as an erofs image to f and returns its size, whole blocks.
-func writeFileSystem(ctx context.Context, f *os.File, source string) (int64, error) {
+// writeFileSystem writes the source and images as one erofs image to f and returns its size, whole blocks.
+func writeFileSystem(ctx context.Context, f *os.File, source string, images map[string]*Layered) (int64, error) {
 	root, closeSource, err := openSource(ctx, source, filepath.Dir(f.Name()))
 	if err != nil {
 		return 0, err
 	}
 	defer closeSource()
 	if err := root.addMountPoints(); err != nil {
+		return 0, err
+	}
+	if err := root.addImages(images); err != nil {
 		return 0, err
 	}
 	if err := writeImage(ctx, f, root); err != nil {

@@ -43,6 +43,9 @@ const saltSize = 32
 type Options struct {
 	// Source is the root file system: a folder, or a tar archive that is not compressed.
 	Source string
+	// Images are root file systems of container images by the absolute paths where they lie below the root, where the
+	// source has nothing. They stay the caller's to close.
+	Images map[string]*Layered
 	// Output is the disk image to write. An existing file is replaced, in one step, once the new one is complete.
 	// Its folder must have room for about twice the root file system (three times for a tar archive).
 	Output string
@@ -78,7 +81,7 @@ func Write(ctx context.Context, o Options) (*Result, error) {
 		return nil, fmt.Errorf("root disk: %w", err)
 	}
 	defer func() { _ = plain.Close() }() // it has no name: nothing is left
-	dataSize, err := writeFileSystem(ctx, plain, o.Source)
+	dataSize, err := writeFileSystem(ctx, plain, o.Source, o.Images)
 	if err != nil {
 		return nil, fmt.Errorf("root disk from %s: %w", o.Source, err)
 	}

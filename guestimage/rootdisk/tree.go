@@ -30,6 +30,7 @@ type node struct {
 	target   string // of symbolic links
 	xattrs   map[string]string
 	children map[string]*node // of directories
+	opaque   bool             // of directories in a layer: hides what lower layers have there
 
 	// Content of regular files: size bytes. open may be nil if size is 0, and is called when the content is wanted.
 	size int64

@@ -6,10 +6,14 @@ package decrypt
 import (
 	"bytes"
 	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 
 	"github.com/containers/ocicrypt/blockcipher"
@@ -134,15 +138,17 @@ func parsePublic(annotation string) (*blockcipher.PublicLayerBlockCipherOptions,
 // Reader returns the plaintext of an encrypted layer. It returns io.EOF only after r has and the HMAC over all of it
 // matches; else ErrUnauthentic, or r's own error. Where the key was wrapped with A256CTR the error of an HMAC that does
 // not match is ErrWrongKey, too: nothing tells the one from the other.
+//
+// The format is ocicrypt's AES_256_CTR_HMAC_SHA256: AES-256 in counter mode, and an HMAC of the ciphertext with the same key.
 func (k *LayerKey) Reader(r io.Reader) (io.Reader, error) {
-	handler, err := blockcipher.NewLayerBlockCipherHandler()
+	private := k.options.Private
+	block, err := aes.NewCipher(private.SymmetricKey)
 	if err != nil {
 		return nil, fmt.Errorf("set up layer cipher: %w", err)
 	}
-	src := &source{r: r}
-	plain, _, err := handler.Decrypt(src, k.options)
-	if err != nil {
-		return nil, fmt.Errorf("set up layer cipher: %w", err)
+	nonce := private.CipherOptions["nonce"]
+	if len(private.SymmetricKey) != layerKeySize || len(nonce) != block.BlockSize() || len(k.options.Public.Hmac) != sha256.Size {
+		return nil, errors.New("set up layer cipher: key, nonce or HMAC of another size")
 	}
 	forged := ErrUnauthentic
 	if k.unproven != "" {
@@ -151,39 +157,65 @@ func (k *LayerKey) Reader(r io.Reader) (io.Reader, error) {
 			[]error{ErrUnauthentic, ErrWrongKey},
 		}
 	}
-	return &reader{plain: plain, src: src, forged: forged}, nil
+	return &reader{
+		r: r, stream: cipher.NewCTR(block, nonce), hmac: hmac.New(sha256.New, private.SymmetricKey), want: k.options.Public.Hmac,
+		forged: forged, next: make([]byte, 0, heldBack), spare: make([]byte, 0, heldBack),
+	}, nil
 }
 
-// source remembers how the ciphertext ended, because the cipher's own errors have no type.
-type source struct {
-	r   io.Reader
-	err error
-}
+// heldBack is how many bytes a reader has of what follows those that it gives away. So a layer that was cut or forged
+// fails before its last bytes are seen, and a small one before any.
+const heldBack = 16 << 10
 
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if err != nil {
-		s.err = err
-	}
-	return n, err
-}
-
+// reader is what ocicrypt's own is, but for the buffers that it makes for each Read.
 type reader struct {
-	plain  io.Reader
-	src    *source
+	r      io.Reader
+	stream cipher.Stream
+	hmac   hash.Hash // of the ciphertext so far
+	want   []byte
 	forged error
+
+	now, next, spare []byte // ciphertext
+	end              error  // of r; io.EOF if the HMAC matches, too
+	started          bool
 }
 
+// Read implements io.Reader. It decrypts from one buffer to the other, in place of copying.
 func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.plain.Read(p)
-	switch {
-	case err == nil:
-		return n, nil
-	case r.src.err != nil && !errors.Is(r.src.err, io.EOF):
-		return n, r.src.err
-	case errors.Is(err, io.EOF) && r.src.err != nil:
-		return n, io.EOF
-	default:
-		return n, r.forged
+	if !r.started {
+		r.started = true
+		r.fill()
+	}
+	for len(r.now) == 0 {
+		if r.end != nil && (r.end != io.EOF || len(r.next) == 0) { //nolint:errorlint // fill makes it io.EOF itself
+			return 0, r.end
+		}
+		r.now, r.next, r.spare = r.next, r.spare, r.next[:0]
+		r.fill()
+	}
+	n := min(len(p), len(r.now))
+	r.stream.XORKeyStream(p[:n], r.now[:n])
+	r.now = r.now[n:]
+	return n, nil
+}
+
+// fill reads the next piece, which may be the last.
+func (r *reader) fill() {
+	r.next = r.next[:0]
+	if r.end != nil {
+		return
+	}
+	for r.end == nil && len(r.next) < cap(r.next) {
+		var n int
+		n, r.end = r.r.Read(r.next[len(r.next):cap(r.next)])
+		r.next = r.next[:len(r.next)+n]
+	}
+	r.hmac.Write(r.next)
+	if !errors.Is(r.end, io.EOF) {
+		return
+	}
+	r.end = io.EOF
+	if !hmac.Equal(r.hmac.Sum(nil), r.want) {
+		r.end = r.forged
 	}
 }

@@ -185,6 +185,17 @@ func parsePrivateKey(data []byte) (*privateKey, error) {
 	return parseDER(data)
 }
 
+// CheckPrivateKey tells whether data is what may be stored at the URI of a private key. Its errors go on after the key's
+// name, and quote nothing of it.
+func CheckPrivateKey(data []byte) error {
+	key, err := parsePrivateKey(data)
+	if err != nil {
+		return err
+	}
+	key.wipe()
+	return nil
+}
+
 // parsePEM reads the first private key. A certificate beside it is passed over.
 func parsePEM(data []byte) (*privateKey, error) {
 	for {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -17,110 +18,246 @@ import (
 const (
 	// MaxAuthSize is the size of an auth.json in bytes.
 	MaxAuthSize = 256 << 10
-	// maxAuths is the number of registries in it.
+	// maxAuths is the number of keys in it.
 	maxAuths = 256
 )
 
-// Auth holds the credentials of registries. It cannot be printed. A nil Auth has none.
+// Auth holds the credentials of registries and of parts of them. It cannot be printed. A nil Auth has none.
 type Auth struct {
-	byHost map[string]credential
+	// byName has a key host or host/path for each, see ParseAuth.
+	byName map[string]credential
 }
 
 type credential struct{ user, password string }
 
+// authEntry is an entry of auths. RawMessages, unlike strings, can be wiped.
+type authEntry struct {
+	Auth          json.RawMessage `json:"auth"`
+	Username      string          `json:"username"`
+	Password      json.RawMessage `json:"password"`
+	IdentityToken string          `json:"identitytoken"`
+	RegistryToken string          `json:"registrytoken"`
+}
+
 // ParseAuth reads the auths object of Docker's config.json, {"auths":{"host":{"auth":"base64 of user:password"}}}, as
-// containers-auth.json(5) describes it. An empty file holds no credentials. Credential helpers and identity tokens are
-// refused: they would be ignored silently otherwise. Keys are registry hosts; a path after the host is refused too.
+// containers-auth.json(5) describes it; username and password beside or instead of auth, as a dockerconfigjson of
+// Kubernetes has them, must say the same. An empty file holds no credentials. Credential helpers, identity tokens,
+// patterns as keys, and the older form without auths are refused: they would be ignored silently otherwise.
+//
+// A key is host[:port] or host[:port]/namespace[/repository], and the longest one that a repository's name begins with
+// counts. Docker's older spellings are read as Docker and podman do: with https:// or http:// a key stands for its host
+// whatever path follows, as it does with /v1/ or /v2/ at its end, and index.docker.io and registry-1.docker.io stand for
+// docker.io. Where several spellings of a key differ, the plain one counts; where that does not decide, it is an error.
 func ParseAuth(data []byte) (*Auth, error) {
 	if len(data) > MaxAuthSize {
 		return nil, fmt.Errorf("registry credentials are larger than %d bytes", MaxAuthSize)
 	}
-	a := &Auth{byHost: make(map[string]credential)}
+	a := &Auth{byName: make(map[string]credential)}
 	if len(bytes.TrimSpace(data)) == 0 {
 		return a, nil
 	}
 	var file struct {
-		Auths map[string]struct {
-			Auth          string `json:"auth"`
-			IdentityToken string `json:"identitytoken"`
-		} `json:"auths"`
-		CredHelpers map[string]string `json:"credHelpers"`
-		CredsStore  string            `json:"credsStore"`
+		Auths       map[string]json.RawMessage `json:"auths"`
+		CredHelpers map[string]string          `json:"credHelpers"`
+		CredsStore  string                     `json:"credsStore"`
 	}
 	if json.Unmarshal(data, &file) != nil {
-		// JSON's own error could quote a password.
-		return nil, errors.New("registry credentials are not JSON of the form {\"auths\":{\"host\":{\"auth\":\"...\"}}}")
+		return nil, errAuthForm
 	}
+	defer func() {
+		for _, raw := range file.Auths {
+			clear(raw)
+		}
+	}()
 	if len(file.CredHelpers) != 0 || file.CredsStore != "" {
 		return nil, errors.New("registry credentials name a credential helper, and there is none in a guest")
 	}
-	if len(file.Auths) > maxAuths {
-		return nil, fmt.Errorf("registry credentials for more than %d hosts", maxAuths)
+	if file.Auths == nil && isDockercfg(data) {
+		return nil, errors.New("registry credentials are in the form of a .dockercfg; wrap them as {\"auths\":{...}}")
 	}
-	for name, entry := range file.Auths {
-		host, err := authHost(name)
+	if len(file.Auths) > maxAuths {
+		return nil, fmt.Errorf("registry credentials for more than %d names", maxAuths)
+	}
+	names, err := sortAuthNames(file.Auths)
+	if err != nil {
+		return nil, err
+	}
+	from := make(map[string]authName)
+	for _, name := range names {
+		c, err := parseEntry(file.Auths[name.written])
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("registry credentials of %s: %w", name.key, err)
 		}
-		if entry.IdentityToken != "" {
-			return nil, fmt.Errorf("registry credentials of %s: identity tokens are not supported", host)
+		first, twice := from[name.key]
+		if !twice {
+			from[name.key], a.byName[name.key] = name, c
+		} else if first.plain == name.plain && c != a.byName[name.key] {
+			return nil, fmt.Errorf("registry credentials of %s are there twice, as %.100q and %.100q, and differ", name.key, first.written, name.written)
 		}
-		c, err := decodeCredential(entry.Auth)
-		if err != nil {
-			return nil, fmt.Errorf("registry credentials of %s: %w", host, err)
-		}
-		if _, twice := a.byHost[host]; twice {
-			return nil, fmt.Errorf("registry credentials of %s are there twice", host)
-		}
-		a.byHost[host] = c
 	}
 	return a, nil
 }
 
-// authHost turns a key of auths into the host that a reference names. Docker writes its own registry as a URL.
-func authHost(name string) (string, error) {
-	if name == "https://index.docker.io/v1/" {
-		return "docker.io", nil
+// errAuthForm stands for JSON's own error, which could quote a password.
+var errAuthForm = errors.New("registry credentials are not JSON of the form {\"auths\":{\"host\":{\"auth\":\"...\"}}}")
+
+// isDockercfg tells whether a JSON object is what auths holds.
+func isDockercfg(data []byte) bool {
+	var file map[string]json.RawMessage
+	if json.Unmarshal(data, &file) != nil {
+		return false
 	}
-	host := strings.TrimSuffix(strings.TrimPrefix(name, "https://"), "/")
-	if host == "" || len(host) > 255 || strings.ContainsAny(host, "/@ \t\r\n") {
-		return "", fmt.Errorf("registry credentials: %.100q is not a registry host", name)
+	for _, raw := range file {
+		var entry authEntry
+		if json.Unmarshal(raw, &entry) == nil && (entry.Auth != nil || entry.Password != nil) {
+			return true
+		}
 	}
-	return host, nil
+	return false
 }
 
-func decodeCredential(auth string) (credential, error) {
-	data, err := base64.StdEncoding.DecodeString(auth)
+// authName is a key of auths.
+type authName struct {
+	written string
+	key     string // as repositories' names begin
+	plain   bool   // written as it is meant to be
+}
+
+// sortAuthNames returns the keys of auths, plain ones first.
+func sortAuthNames(auths map[string]json.RawMessage) ([]authName, error) {
+	names := make([]authName, 0, len(auths))
+	for written := range auths {
+		key, err := authKey(written)
+		if err != nil {
+			return nil, fmt.Errorf("registry credentials: %.100q: %w", written, err)
+		}
+		names = append(names, authName{written, key, written == key || written == dockerHubKey})
+	}
+	slices.SortFunc(names, func(x, y authName) int {
+		if x.plain != y.plain {
+			if x.plain {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(x.written, y.written)
+	})
+	return names, nil
+}
+
+// dockerHubKey is what docker login writes for its own registry.
+const dockerHubKey = "https://index.docker.io/v1/"
+
+// authKey turns a key of auths into what the names of repositories begin with.
+func authKey(written string) (string, error) {
+	if len(written) > MaxReferenceSize {
+		return "", errors.New("the name is too long")
+	}
+	rest := strings.TrimPrefix(strings.TrimPrefix(written, "http://"), "https://")
+	host, path, _ := strings.Cut(rest, "/")
+	if rest != written || path == "v1/" || path == "v2/" {
+		path = "" // an address of the registry's API
+	}
+	host, err := canonicalHost(strings.ToLower(host))
+	if err != nil {
+		return "", err
+	}
+	host = hubName(host)
+	if path == "" {
+		return host, nil
+	}
+	path = strings.TrimSuffix(path, "/")
+	if ref, err := ParseReference("x.example/" + path); err != nil || ref.Repository != path {
+		return "", errors.New("the name is neither a registry's host nor a repository's name or its beginning")
+	}
+	return host + "/" + path, nil
+}
+
+// hubName returns docker.io for any name of that registry.
+func hubName(host string) string {
+	if host == dockerHubHost || host == "index.docker.io" {
+		return "docker.io"
+	}
+	return host
+}
+
+func parseEntry(raw json.RawMessage) (credential, error) {
+	var e authEntry
+	if json.Unmarshal(raw, &e) != nil {
+		return credential{}, errAuthForm
+	}
+	defer clear(e.Auth)
+	defer clear(e.Password)
+	if e.IdentityToken != "" || e.RegistryToken != "" {
+		return credential{}, errors.New("identity tokens are not supported")
+	}
+	encoded, ok1 := unquote(e.Auth)
+	password, ok2 := unquote(e.Password)
+	if !ok1 || !ok2 {
+		return credential{}, errAuthForm
+	}
+	if len(encoded) == 0 && e.Username != "" && len(password) != 0 {
+		return credential{e.Username, string(password)}, nil
+	}
+	c, err := decodeCredential(encoded)
+	if err == nil && (e.Username != "" && e.Username != c.user || len(password) != 0 && string(password) != c.password) {
+		err = errors.New("username and password are not those in auth")
+	}
+	return c, err
+}
+
+// unquote returns what a JSON string holds, as a part of raw where that is possible: it is wiped with it.
+func unquote(raw json.RawMessage) ([]byte, bool) {
+	if n := len(raw); n >= 2 && raw[0] == '"' && bytes.IndexByte(raw, '\\') < 0 {
+		return raw[1 : n-1], true
+	}
+	var s string
+	ok := len(raw) == 0 || json.Unmarshal(raw, &s) == nil
+	return []byte(s), ok
+}
+
+func decodeCredential(auth []byte) (credential, error) {
+	encoding := base64.StdEncoding
+	if len(auth)%4 != 0 && !bytes.HasSuffix(auth, []byte("=")) {
+		encoding = base64.RawStdEncoding // Kubernetes takes it
+	}
+	data := make([]byte, encoding.DecodedLen(len(auth)))
+	defer clear(data)
+	n, err := encoding.Decode(data, auth)
 	if err != nil {
 		return credential{}, errors.New("auth is not base64")
 	}
-	user, password, ok := strings.Cut(string(data), ":")
-	clear(data)
-	password = strings.TrimRight(password, "\x00\n")
-	if !ok || user == "" || password == "" {
+	user, password, ok := bytes.Cut(data[:n], []byte(":"))
+	password = bytes.TrimRight(password, "\x00\n")
+	if !ok || len(user) == 0 || len(password) == 0 {
 		return credential{}, errors.New("auth is not base64 of user:password")
 	}
-	return credential{user, password}, nil
+	return credential{string(user), string(password)}, nil
 }
 
-// lookup returns the credentials of a registry host, empty strings if there are none.
-func (a *Auth) lookup(host string) (user, password string) {
+// lookup returns the credentials for a repository, and the key that they are of. Both are empty if there are none.
+func (a *Auth) lookup(ref Reference) (key string, c credential) {
 	if a == nil {
-		return "", ""
+		return "", credential{}
 	}
-	if host == dockerHubHost {
-		host = "docker.io"
+	for key = hubName(ref.Host) + "/" + ref.Repository; ; {
+		if c, ok := a.byName[key]; ok {
+			return key, c
+		}
+		slash := strings.LastIndexByte(key, '/')
+		if slash < 0 {
+			return "", credential{}
+		}
+		key = key[:slash]
 	}
-	c := a.byHost[host]
-	return c.user, c.password
 }
 
-// Len returns the number of registries that there are credentials of.
+// Len returns the number of registries, namespaces and repositories that there are credentials of.
 func (a *Auth) Len() int {
 	if a == nil {
 		return 0
 	}
-	return len(a.byHost)
+	return len(a.byName)
 }
 
 // String shows the number of registries.

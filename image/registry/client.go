@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -46,11 +47,15 @@ type Config struct {
 
 // Client talks to registries. It may be used from many goroutines.
 type Client struct {
-	resolver   remotes.Resolver
+	auth       *Auth
 	http       *http.Client
+	header     http.Header
 	retry      Retry
 	registries *Registries
 	log        *slog.Logger
+
+	mu          sync.Mutex
+	authorizers map[string]docker.Authorizer
 }
 
 // New returns a client. It opens no connection.
@@ -66,33 +71,14 @@ func New(c Config) *Client {
 func newClientWith(c Config, rt http.RoundTripper) *Client {
 	client := newHTTPClient(rt)
 	header := http.Header{"User-Agent": {c.UserAgent}}
-	authorizer := docker.NewDockerAuthorizer(
-		docker.WithAuthClient(client),
-		docker.WithAuthHeader(header),
-		docker.WithAuthCreds(func(host string) (string, string, error) {
-			user, password := c.Auth.lookup(host)
-			return user, password, nil
-		}))
-	hosts := func(host string) ([]docker.RegistryHost, error) {
-		if host == "docker.io" {
-			host = dockerHubHost
-		}
-		return []docker.RegistryHost{{
-			Client:       client,
-			Authorizer:   authorizer,
-			Host:         host,
-			Scheme:       "https",
-			Path:         "/v2",
-			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
-		}}, nil
-	}
 	l := c.Log
 	if l == nil {
 		l = slog.New(slog.DiscardHandler)
 	}
 	return &Client{
-		resolver:   docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Headers: header}),
+		auth:       c.Auth,
 		http:       client,
+		header:     header,
 		retry:      c.Retry.withDefaults(),
 		registries: c.Registries,
 		log:        l,
@@ -110,7 +96,7 @@ func (c *Client) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor
 	}
 	var desc ocispec.Descriptor
 	err := c.each(ctx, ref, func(ctx context.Context, place Reference) (err error) {
-		_, desc, err = c.resolver.Resolve(withLimit(quiet(ctx), MaxManifestSize), place.String())
+		_, desc, err = c.resolver(place).Resolve(withLimit(quiet(ctx), MaxManifestSize), place.String())
 		if err != nil {
 			return err
 		}
@@ -160,7 +146,7 @@ func (c *Client) each(ctx context.Context, ref Reference, f func(ctx context.Con
 		if i < len(places)-1 {
 			attempts = min(attempts, mirrorAttempts)
 		}
-		err := c.again(ctx, place, attempts, func(ctx context.Context) error { return f(ctx, place) })
+		err := c.again(ctx, place.String(), attempts, func(ctx context.Context) error { return f(ctx, place) })
 		if err == nil {
 			return nil
 		}
@@ -211,7 +197,7 @@ func (c *Client) readAll(ctx context.Context, ref Reference, desc ocispec.Descri
 
 // fetch makes one attempt to get desc, whose Size is -1 where it is not known. The request is sent at the first Read.
 func (c *Client) fetch(ctx context.Context, ref Reference, desc ocispec.Descriptor, limit int64) (io.ReadCloser, error) {
-	fetcher, err := c.resolver.Fetcher(quiet(ctx), ref.String())
+	fetcher, err := c.resolver(ref).Fetcher(quiet(ctx), ref.String())
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +212,7 @@ func (c *Client) fetch(ctx context.Context, ref Reference, desc ocispec.Descript
 
 // Pusher returns what uploads blobs and manifests under a reference with a tag. The build host uses it.
 func (c *Client) Pusher(ctx context.Context, ref Reference) (remotes.Pusher, error) {
-	pusher, err := c.resolver.Pusher(quiet(ctx), ref.String())
+	pusher, err := c.resolver(ref).Pusher(quiet(ctx), ref.String())
 	if err != nil {
 		return nil, Explain(ref, err)
 	}

@@ -6,6 +6,8 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -29,7 +31,8 @@ type Reference struct {
 
 // ParseReference reads host[:port]/repository[:tag][@digest]. A reference without a registry host is refused: which
 // registry a short name means must not be guessed inside the guest. A digest overrides the tag; without both the tag
-// is "latest".
+// is "latest". There is one spelling of a host only, as policies and registries.conf compare texts: lower case, IPv6
+// addresses as RFC 5952 has them, no zeros before a port.
 func ParseReference(s string) (Reference, error) {
 	if len(s) > MaxReferenceSize {
 		return Reference{}, fmt.Errorf("image reference is longer than %d bytes", MaxReferenceSize)
@@ -45,6 +48,13 @@ func ParseReference(s string) (Reference, error) {
 	r := Reference{Host: reference.Domain(named), Repository: reference.Path(named)}
 	if !explicitHost(r.Host) {
 		return Reference{}, fmt.Errorf("image reference %q does not name its registry: write host/repository:tag, for instance docker.io/library/%s", s, s)
+	}
+	host, err := canonicalHost(r.Host)
+	if err != nil {
+		return Reference{}, fmt.Errorf("image reference %q: %w", s, err)
+	}
+	if host != r.Host {
+		return Reference{}, fmt.Errorf("image reference %q: write its registry's host as %s", s, host)
 	}
 	if digested, ok := parsed.(reference.Digested); ok {
 		r.Digest = digested.Digest()
@@ -63,6 +73,29 @@ func ParseReference(s string) (Reference, error) {
 // explicitHost applies the rule by which Docker tells a host from the first part of a short name's path.
 func explicitHost(s string) bool {
 	return strings.ContainsAny(s, ".:") || s == "localhost"
+}
+
+// canonicalHost returns host[:port] in the spelling that ParseReference wants.
+func canonicalHost(s string) (string, error) {
+	host, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
+		n, err := strconv.ParseUint(s[i+1:], 10, 16)
+		if err != nil || n == 0 {
+			return "", fmt.Errorf("%.100q has no valid port", s)
+		}
+		host, port = s[:i], ":"+strconv.FormatUint(n, 10)
+	}
+	if inner, ok := strings.CutPrefix(host, "["); ok {
+		addr, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
+		if err != nil || !strings.HasSuffix(inner, "]") || !addr.Is6() || addr.Is4In6() || addr.Zone() != "" {
+			return "", fmt.Errorf("%.100q has no valid IPv6 address", s)
+		}
+		return "[" + addr.String() + "]" + port, nil
+	}
+	if strings.Trim(strings.ToLower(host), "abcdefghijklmnopqrstuvwxyz0123456789.-_") != "" || strings.Trim(host, ".") == "" || len(host) > 255 {
+		return "", fmt.Errorf("%.100q is not a registry's host", s)
+	}
+	return strings.ToLower(host) + port, nil
 }
 
 // String returns the reference as ParseReference reads it.

@@ -136,7 +136,7 @@ func (c *Client) Blob(ctx context.Context, ref Reference, desc ocispec.Descripto
 	}
 	r := &resumer{
 		size: desc.Size, attempts: c.retry.Attempts,
-		wait:  func(ref Reference, failures int, err error) error { return c.wait(ctx, ref, failures, err) },
+		wait:  func(ref Reference, failures int, err error) error { return c.wait(ctx, ref.String(), failures, err) },
 		final: func(err error) bool { return final(ctx, err) },
 	}
 	for _, place := range places {

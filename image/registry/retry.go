@@ -98,8 +98,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// again calls f until it succeeds, fails for good, or has failed attempts times.
-func (c *Client) again(ctx context.Context, ref Reference, attempts int, f func(ctx context.Context) error) error {
+// again calls f until it succeeds, fails for good, or has failed attempts times. What it is about is for the log.
+func (c *Client) again(ctx context.Context, what string, attempts int, f func(ctx context.Context) error) error {
 	for failures := 1; ; failures++ {
 		attempt, w := newWatch(ctx, c.retry.Stall)
 		w.start()
@@ -111,16 +111,16 @@ func (c *Client) again(ctx context.Context, ref Reference, attempts int, f func(
 		if failures >= attempts || failures >= refusedAttempts && errors.Is(err, syscall.ECONNREFUSED) {
 			return gaveUp(failures, err)
 		}
-		if err := c.wait(ctx, ref, failures, err); err != nil {
+		if err := c.wait(ctx, what, failures, err); err != nil {
 			return err
 		}
 	}
 }
 
 // wait logs a failure and pauses.
-func (c *Client) wait(ctx context.Context, ref Reference, failures int, err error) error {
+func (c *Client) wait(ctx context.Context, what string, failures int, err error) error {
 	d := c.retry.pause(failures, err)
-	c.log.Warn("registry failed, trying again", "reference", ref.String(), "failures", failures, "pause", d, "error", err)
+	c.log.Warn("registry failed, trying again", "reference", what, "failures", failures, "pause", d, "error", shown(err))
 	return sleep(ctx, d)
 }
 

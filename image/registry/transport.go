@@ -105,6 +105,10 @@ func (s strict) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		limit = MaxManifestSize
 	}
+	if req.Method == http.MethodHead && resp.ContentLength > limit && strings.Contains(req.URL.Path, "/manifests/") {
+		_ = resp.Body.Close()
+		return nil, errTooLarge // containerd would call it one that is not there
+	}
 	resp.Body = &limitedBody{ReadCloser: resp.Body, left: limit, watch: watchOf(ctx), ended: ctx.Err}
 	return resp, nil
 }
@@ -192,16 +196,23 @@ var errTooLarge = errors.New("registry's answer is larger than it may be")
 
 // newHTTPClient returns the client of every request.
 func newHTTPClient(rt http.RoundTripper) *http.Client {
-	return &http.Client{
-		Transport: rt,
-		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			if len(via) > maxRedirects {
-				return fmt.Errorf("more than %d redirects", maxRedirects)
-			}
-			if req.URL.Scheme != "https" {
-				return fmt.Errorf("registry redirects to %.100q: only https is allowed", req.URL.Redacted())
-			}
-			return nil
-		},
+	return &http.Client{Transport: rt, CheckRedirect: checkRedirect}
+}
+
+// checkRedirect decides whether a redirect is followed. Credentials stay with the host and port that they were for;
+// net/http would take them along to other ports, and to hosts below the first.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
+	if req.URL.Scheme != "https" {
+		return fmt.Errorf("registry redirects to %.100q: only https is allowed", req.URL.Redacted())
+	}
+	if first := via[0]; req.URL.Host != first.URL.Host {
+		req.Header.Del("Authorization")
+		if req.Body != nil && strings.HasPrefix(first.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
+			return fmt.Errorf("registry redirects a request for a token, with credentials in it, to %.100q", req.URL.Host)
+		}
+	}
+	return nil
 }

@@ -19,42 +19,14 @@ import (
 	"github.com/cloister-cc/cloister/image/registry"
 )
 
-// registrySource fetches with the guest's own registry client.
-type registrySource struct {
-	*fakeSource // has the lookaside store
-	client      *registry.Client
+// beside takes the lookaside store from a fake.
+type beside struct {
+	Source
+	fake *fakeSource
 }
 
-func (s registrySource) Manifest(ctx context.Context, name string) (io.ReadCloser, error) {
-	ref, err := registry.ParseReference(name)
-	if err != nil {
-		return nil, err
-	}
-	desc, err := s.client.Resolve(ctx, ref)
-	if err != nil {
-		return nil, notFound(err)
-	}
-	data, err := s.client.Manifest(ctx, ref, desc.Digest)
-	if err != nil {
-		return nil, notFound(err)
-	}
-	return io.NopCloser(bytes.NewReader(data)), nil
-}
-
-func (s registrySource) Blob(ctx context.Context, name string, size int64) (io.ReadCloser, error) {
-	ref, err := registry.ParseReference(name)
-	if err != nil {
-		return nil, err
-	}
-	rc, err := s.client.Blob(ctx, ref, ocispec.Descriptor{MediaType: cosignPayload, Digest: ref.Digest, Size: size})
-	return rc, notFound(err)
-}
-
-func notFound(err error) error {
-	if errors.Is(err, registry.ErrNotFound) {
-		return errors.Join(ErrNotFound, err)
-	}
-	return err
+func (b beside) Lookaside(ctx context.Context, url string) (io.ReadCloser, error) {
+	return b.fake.Lookaside(ctx, url)
 }
 
 // The same over TLS, with an image and its signatures in a registry.
@@ -70,7 +42,7 @@ func TestWithRegistry(t *testing.T) {
 	}
 	client := registry.New(registry.Config{CA: r.CA(), Auth: auth})
 	t.Cleanup(client.Close)
-	src := registrySource{newSource(), client}
+	src := beside{FromRegistry(client), newSource()}
 	p := load(t, policyOf(kindSigstore, `,"keyData":`+b64(public)), nil)
 	outcome(t, p.Check(t.Context(), r.Reference("v1"), img.Digest, src), "reject: no signature exists")
 
@@ -88,7 +60,7 @@ func TestWithRegistry(t *testing.T) {
 	}
 	none := registry.New(registry.Config{})
 	t.Cleanup(none.Close)
-	if err := p.Check(t.Context(), r.Reference("v1"), img.Digest, registrySource{newSource(), none}); !errors.Is(err, registry.ErrUntrusted) {
+	if err := p.Check(t.Context(), r.Reference("v1"), img.Digest, beside{FromRegistry(none), newSource()}); !errors.Is(err, registry.ErrUntrusted) {
 		t.Errorf("a registry that is not trusted: %v", err)
 	}
 }

@@ -18,9 +18,15 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 )
 
+// BuildTag is the tag that a program which verifies signatures is built with. One without it refuses to load a policy
+// that asks for signatures.
+const BuildTag = "containers_image_openpgp"
+
 var (
 	// ErrRejected means that the policy does not allow the image. The text names the policy's scope and the reason.
 	ErrRejected = errors.New("image signature policy refuses the image")
+	// ErrUnsigned means that the image has no signature that the policy accepts for it. Such an error is ErrRejected, too.
+	ErrUnsigned = fmt.Errorf("%w", ErrRejected)
 	// ErrNotFound is what a Source's errors wrap when what was asked for is not there. It ends a list of signatures.
 	ErrNotFound = errors.New("not found")
 )
@@ -117,13 +123,11 @@ func KeyNames(policy []byte) ([]string, error) {
 }
 
 // Check decides whether the image with a manifest of that digest may be used for a reference; nil means that it may.
-// The error wraps ErrRejected where the policy does not allow it. Every other error means that something could not be
+// The error wraps ErrRejected, and maybe ErrUnsigned, where the policy does not allow it. Every other error means that something could not be
 // fetched, or was too large or malformed where it came from: the image may not be used either, and a retry may help.
 //
 // The reference has the form host/repository with a tag or digest; where it has both, the tag does not count. A digest
-// must be manifestDigest. That may be the digest of an index, which is what cosign signs, or of one of its manifests,
-// which is what podman wants signed. Who accepts either asks twice, the second time about the reference's tag with the
-// manifest's digest, or about the repository with the manifest's digest in both places if the reference has a digest.
+// must be manifestDigest.
 func (p *Policy) Check(ctx context.Context, ref string, manifestDigest digest.Digest, src Source) error {
 	named, err := parseReference(ref)
 	if err != nil {
@@ -136,17 +140,47 @@ func (p *Policy) Check(ctx context.Context, ref string, manifestDigest digest.Di
 		return fmt.Errorf("verify %s: the manifest has digest %s", named, manifestDigest)
 	}
 	if p == nil || p.rules == nil {
-		return reject("", "there is no policy")
+		return reject(ErrRejected, "", "there is no policy")
 	}
 	scope, reqs := p.rules.of(named)
 	switch need := needs(reqs); need {
 	case needNothing:
 		return nil
 	case needRefusal:
-		return reject(scope, "the policy rejects every image here")
+		return reject(ErrRejected, scope, "the policy rejects every image here")
 	default:
 		return p.verify(ctx, request{ref: named, digest: manifestDigest, src: src, scope: scope, need: need})
 	}
+}
+
+// CheckImage is Check for what may be an index: a signature on it, as cosign makes them, is as good as one on the manifest
+// that is used of it, as podman wants them. manifest returns the digest of the latter, d itself if there is no index. It is
+// called only where signatures are asked for and d has none that is accepted.
+func (p *Policy) CheckImage(ctx context.Context, ref string, d digest.Digest, manifest func(context.Context) (digest.Digest, error), src Source) error {
+	refused := p.Check(ctx, ref, d, src)
+	if !errors.Is(refused, ErrUnsigned) {
+		return refused
+	}
+	used, err := manifest(ctx)
+	if err != nil {
+		return errors.Join(refused, err)
+	}
+	if used == d {
+		return refused
+	}
+	named, err := parseReference(ref)
+	if err != nil {
+		return err
+	}
+	if _, ok := named.(reference.Digested); ok {
+		if named, err = reference.WithDigest(reference.TrimNamed(named), used); err != nil {
+			return fmt.Errorf("verify %s: %w", ref, err)
+		}
+	}
+	if err := p.Check(ctx, named.String(), used, src); err != nil {
+		return fmt.Errorf("%w; and its manifest %s: %w", refused, used, err)
+	}
+	return nil
 }
 
 // request is one question to a policy.
@@ -173,14 +207,14 @@ func (p *Policy) verify(ctx context.Context, r request) error {
 		return fmt.Errorf("verify %s: %w", r.ref, err)
 	}
 	if reason != nil {
-		return reject(r.scope, reason.Error())
+		return reject(ErrUnsigned, r.scope, reason.Error())
 	}
 	return nil
 }
 
 // reject returns the error for an image that the policy does not allow. A part of the reason may be a registry's, and
 // goes to a console that the host reads.
-func reject(scope, reason string) error {
+func reject(kind error, scope, reason string) error {
 	reason = strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return '?'
@@ -191,9 +225,9 @@ func reject(scope, reason string) error {
 		reason = strings.ToValidUTF8(reason[:maxReasonSize], "") + "..."
 	}
 	if scope == "" {
-		return fmt.Errorf("%w: %s", ErrRejected, reason)
+		return fmt.Errorf("%w: %s", kind, reason)
 	}
-	return fmt.Errorf("%w: policy of %s: %s", ErrRejected, scope, reason)
+	return fmt.Errorf("%w: policy of %s: %s", kind, scope, reason)
 }
 
 // parseReference reads a reference with an explicit host.

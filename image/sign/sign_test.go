@@ -215,7 +215,7 @@ func TestLookasideConfiguration(t *testing.T) {
 
 // A rejection's text goes to a console, and a part of it is a stranger's.
 func TestRejectionText(t *testing.T) {
-	err := reject("default", "a\nb\x1b[2Jc\xff"+strings.Repeat("ü", maxReasonSize))
+	err := reject(ErrUnsigned, "default", "a\nb\x1b[2Jc\xff"+strings.Repeat("ü", maxReasonSize))
 	if s := err.Error(); strings.ContainsAny(s, "\n\x1b") || !utf8.ValidString(s) || len(s) > maxReasonSize+100 || !strings.Contains(s, "a?b?[2Jc?") {
 		t.Errorf("%q", s)
 	}

@@ -113,15 +113,17 @@ func (s *Store) Release(id string) {
 func (s *Store) Mount(id, target string, layers []Layer) error {
 	hold := s.NewHold()
 	lower := make([]string, 0, len(layers))
+	hidden := false // by a layer above
 	for _, l := range slices.Backward(layers) {
 		if !hold.Add(l) {
 			hold.Release()
 			return fmt.Errorf("layer %s: %w", l.Blob, ErrGone)
 		}
 		// overlayfs refuses a folder that comes twice. The upper one of two hides all that the lower one does.
-		if !slices.Contains(lower, l.link) {
+		if !hidden && !slices.Contains(lower, l.link) {
 			lower = append(lower, l.link)
 		}
+		hidden = hidden || l.Opaque
 	}
 	if err := s.mount(id, target, lower, hold); err != nil {
 		hold.Release()

@@ -25,11 +25,12 @@ type record struct {
 	Blob      digest.Digest `json:"blob"`
 	DiffID    digest.Digest `json:"diffID"`
 	Encrypted bool          `json:"encrypted"`
+	Opaque    bool          `json:"opaque"`
 	Size      int64         `json:"size"`
 }
 
 const (
-	recordVersion = 1
+	recordVersion = 2
 	maxRecord     = 4096 // bytes
 )
 
@@ -69,7 +70,7 @@ func (s *Store) writeRecord(l Layer) error {
 	if !s.keep {
 		return nil
 	}
-	data, err := json.Marshal(record{recordVersion, l.Blob, l.DiffID, l.Encrypted, l.Size})
+	data, err := json.Marshal(record{recordVersion, l.Blob, l.DiffID, l.Encrypted, l.Opaque, l.Size})
 	if err != nil {
 		return err
 	}
@@ -199,5 +200,5 @@ func parseRecord(data []byte) (Layer, error) {
 	if err := errors.Join(r.Blob.Validate(), r.DiffID.Validate()); err != nil {
 		return Layer{}, fmt.Errorf("record: %w", err)
 	}
-	return Layer{Blob: r.Blob, DiffID: r.DiffID, Encrypted: r.Encrypted, Size: r.Size}, nil
+	return Layer{Blob: r.Blob, DiffID: r.DiffID, Encrypted: r.Encrypted, Opaque: r.Opaque, Size: r.Size}, nil
 }

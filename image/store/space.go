@@ -160,6 +160,9 @@ func (s *Store) trim(newest digest.Digest) error {
 	return nil
 }
 
+// Space returns that of the file system on which the store lies.
+func (s *Store) Space() (Space, error) { return s.statfs(s.root) }
+
 // Size returns about how many bytes the layers take.
 func (s *Store) Size() int64 {
 	s.mu.Lock()

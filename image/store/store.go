@@ -24,6 +24,8 @@ type Layer struct {
 	DiffID digest.Digest
 	// Encrypted says that the registry has the layer only encrypted.
 	Encrypted bool
+	// Opaque says that the layer hides every layer below it.
+	Opaque bool
 	// Size is about how many bytes the layer takes in the store.
 	Size int64
 

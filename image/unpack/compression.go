@@ -55,27 +55,65 @@ func FromMediaType(mediaType string) (Compression, error) {
 	return None, fmt.Errorf("layer of media type %.100q is not a tar, tar+gzip or tar+zstd layer", mediaType)
 }
 
-// Decompress returns the tar stream of a compressed one. Closing it does not close r. Every member or frame up to r's
-// end belongs to the stream, anything else there is an error.
+// Decompress returns the tar stream of a compressed one. It reads r, decompresses, and is read in three goroutines, with
+// a bounded number of bytes between them. Closing it waits for a Read of r that goes on, and does not close r; until then
+// nobody else may read r. Every member or frame up to r's end belongs to the stream, anything else there is an error.
 func Decompress(c Compression, r io.Reader) (io.ReadCloser, error) {
-	switch c {
-	case None:
-		return io.NopCloser(r), nil
-	case Gzip:
+	if c != None && c != Gzip && c != Zstd {
+		return nil, fmt.Errorf("compression %d is not known", c)
+	}
+	compressed := readAhead(r, compressedAhead)
+	s := &stages{compressed: compressed}
+	if c == None {
+		return s, nil
+	}
+	var err error
+	if s.decoder, err = decoder(c, compressed); err != nil {
+		compressed.Close()
+		return nil, err
+	}
+	s.plain = readAhead(s.decoder, plainAhead)
+	return s, nil
+}
+
+func decoder(c Compression, r *ahead) (io.ReadCloser, error) {
+	if c == Gzip {
 		zr, err := gzip.NewReader(bufio.NewReaderSize(r, bufferSize))
 		if err != nil {
 			return nil, fmt.Errorf("open gzip stream: %w", err)
 		}
 		return zr, nil
-	case Zstd:
-		// One decoder at a time and no read-ahead: memory stays bounded by the window, and no goroutine outlives Close.
-		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(zstdWindow))
-		if err != nil {
-			return nil, fmt.Errorf("open zstd stream: %w", err)
-		}
-		return zr.IOReadCloser(), nil
-	default:
-		return nil, fmt.Errorf("compression %d is not known", c)
 	}
+	// One decoder at a time and no read-ahead of its own: memory stays bounded by the window, and no goroutine outlives
+	// Close.
+	zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(zstdWindow))
+	if err != nil {
+		return nil, fmt.Errorf("open zstd stream: %w", err)
+	}
+	return zr.IOReadCloser(), nil
+}
+
+// stages are those of a stream; without compression there is only the first.
+type stages struct {
+	compressed *ahead
+	decoder    io.ReadCloser
+	plain      *ahead
+}
+
+func (s *stages) Read(p []byte) (int, error) {
+	if s.plain == nil {
+		return s.compressed.Read(p)
+	}
+	return s.plain.Read(p)
+}
+
+// Close stops the stages: the first one first, which may be what the second waits for.
+func (s *stages) Close() error {
+	s.compressed.Close()
+	if s.plain == nil {
+		return nil
+	}
+	s.plain.Close()
+	return s.decoder.Close()
 }

@@ -31,6 +31,28 @@ func apply(t *testing.T, entries ...entry) (layer string) {
 	return layer
 }
 
+// The root of a layer cannot be marked for overlayfs, so that is told, however the root is named.
+func TestOpaqueRoot(t *testing.T) {
+	needRoot(t)
+	for name, row := range map[string]struct {
+		entries []entry
+		want    bool
+	}{
+		"plain":        {[]entry{file(".wh..wh..opq", ""), file("x", "x")}, true},
+		"at the end":   {[]entry{file("x", "x"), file("./.wh..wh..opq", "")}, true},
+		"absolute":     {[]entry{file("/.wh..wh..opq", "")}, true},
+		"by a link":    {[]entry{link(tar.TypeSymlink, "l", "/"), file("l/.wh..wh..opq", "")}, true},
+		"a folder":     {[]entry{dir("d"), file("d/.wh..wh..opq", "")}, false},
+		"another name": {[]entry{file(".wh..wh..opqx", ""), file("d/.wh.x", "")}, false},
+	} {
+		layer, _ := arena(t)
+		stats, err := Apply(t.Context(), layer, bytes.NewReader(tarball(t, row.entries...)), Limits{})
+		if err != nil || stats.Opaque != row.want {
+			t.Errorf("%s: opaque %t, %v; want %t", name, stats.Opaque, err, row.want)
+		}
+	}
+}
+
 // describe writes a layer down: one line for each file, with what it is.
 func describe(t *testing.T, layer string) []string {
 	t.Helper()

@@ -23,18 +23,20 @@ type Stats struct {
 	Entries int
 	// Devices is the number of device nodes that were left out.
 	Devices int
+	// Opaque says that the layer hides every layer below it.
+	Opaque bool
 }
 
 // Apply writes the files of a tar stream below dir, which exists and is empty, with owners, modes, times and extended
 // attributes (but trusted ones), and reads r to its end. It needs the rights of root. On error dir is left as it is.
 func Apply(ctx context.Context, dir string, r io.Reader, l Limits) (Stats, error) {
-	l = l.withDefaults()
-	f := &filter{limits: l}
-	limited := &limitReader{r: r, left: l.Size, limit: l.Size}
+	var opaque bool
+	f := NewFilter(l)
+	limited := f.Reader(r)
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	_, err := archive.Apply(log.WithLogger(ctx, logrus.NewEntry(quiet)), dir, limited,
-		archive.WithFilter(f.accept), archive.WithConvertWhiteout(convertWhiteout))
+		archive.WithFilter(f.Accept), archive.WithConvertWhiteout(convertWhiteout(dir, &opaque)))
 	if err != nil {
 		return Stats{}, fmt.Errorf("unpack layer: %w", err)
 	}
@@ -42,5 +44,7 @@ func Apply(ctx context.Context, dir string, r io.Reader, l Limits) (Stats, error
 	if _, err := io.Copy(io.Discard, limited); err != nil {
 		return Stats{}, fmt.Errorf("unpack layer: %w", err)
 	}
-	return Stats{Size: f.size, Disk: f.disk, Entries: f.entries, Devices: f.devices}, nil
+	stats := f.Stats()
+	stats.Opaque = opaque
+	return stats, nil
 }

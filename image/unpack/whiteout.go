@@ -22,10 +22,22 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// convertWhiteout implements archive.ConvertWhiteout: it writes what hides something of the layers below as overlayfs has
-// it. Whiteouts are about those layers only, wherever they stand in the tar: what this layer has itself stays, and a
-// folder that it has both hidden and made anew hides the one below. path lies in a folder that was resolved already.
-func convertWhiteout(h *tar.Header, path string) (write bool, err error) {
+// convertWhiteout returns an archive.ConvertWhiteout for a layer below root. It tells by opaque whether the layer hides
+// everything below it: overlayfs heeds no mark on the roots of its layers.
+func convertWhiteout(root string, opaque *bool) func(h *tar.Header, path string) (write bool, err error) {
+	return func(h *tar.Header, path string) (bool, error) {
+		if filepath.Clean(path) == filepath.Join(root, whiteoutOpaque) {
+			*opaque = true
+			return false, nil
+		}
+		return convertEntry(h, path)
+	}
+}
+
+// convertEntry writes what hides something of the layers below as overlayfs has it. Whiteouts are about those layers only,
+// wherever they stand in the tar: what this layer has itself stays, and a folder that it has both hidden and made anew
+// hides the one below. path lies in a folder that was resolved already.
+func convertEntry(h *tar.Header, path string) (write bool, err error) {
 	dir, base := filepath.Split(path)
 	switch {
 	case base == whiteoutOpaque:

@@ -65,6 +65,11 @@ type BootConfig struct {
 	ContainerPipeSize int `json:"container_pipe_size,omitempty"`
 	// Tracing writes an OpenTelemetry span of each request to the log.
 	Tracing bool `json:"tracing,omitempty"`
+	// Image says which images are used; the zero value allows none.
+	Image ImageSettings `json:"image,omitzero"`
+	// Images are container images in the root file system, at most MaxImages, each reference once. Containers start from
+	// them without a registry, and no policy is asked: who sealed the guest chose them.
+	Images []Image `json:"images,omitempty"`
 }
 
 // MaxPipeSize bounds BootConfig.ContainerPipeSize, in bytes.
@@ -152,6 +157,9 @@ func (c *BootConfig) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode boot config: %w", err)
 	}
+	if len(data) >= MaxBootConfigSize {
+		return nil, fmt.Errorf("boot config has %d bytes, at most %d are allowed", len(data)+1, MaxBootConfigSize)
+	}
 	return append(data, '\n'), nil
 }
 
@@ -194,6 +202,12 @@ func (c *BootConfig) Validate() error {
 	}
 	if n := c.ContainerPipeSize; n < 0 || n > MaxPipeSize {
 		return fmt.Errorf("boot config: container pipe size %d is not between 0 and %d bytes", n, MaxPipeSize)
+	}
+	if err := validateImages(c.Images); err != nil {
+		return err
+	}
+	if err := c.Image.Validate(); err != nil {
+		return fmt.Errorf("boot config: %w", err)
 	}
 	return c.Root.validate()
 }

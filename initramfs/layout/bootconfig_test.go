@@ -203,6 +203,12 @@ func FuzzParseBootConfig(f *testing.F) {
 	f.Add([]byte(`{"version":1}`))
 	f.Add([]byte(`{"version":1,"root":{"sector_size":4096,"payload_offset":9223372036854771712,"header_size":4096,"payload_size":4096}}`))
 	f.Add([]byte(`[]`))
+	withImage := validConfig()
+	withImage.Images = []Image{validImage("registry.test/a:1")}
+	if good, err = withImage.Encode(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseBootConfig(bytes.NewReader(data))
 		if err != nil {
@@ -230,6 +236,9 @@ func FuzzParseBootConfig(f *testing.F) {
 		}
 		if len(c.Modules) == 0 { // null, [] and absent are the same
 			c.Modules, c2.Modules = nil, nil
+		}
+		if len(c.Images) == 0 {
+			c.Images, c2.Images = nil, nil
 		}
 		if !reflect.DeepEqual(c, c2) {
 			t.Errorf("%+v became %+v", c, c2)

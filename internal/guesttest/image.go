@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister-cc/cloister/image/sign"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/guesttest/plan"
 	"github.com/cloister-cc/cloister/internal/testbed"
@@ -91,7 +92,7 @@ func (m *image) write(ctx context.Context, output string) error {
 // base adds PID 1 and what every test finds.
 func (m *image) base(ctx context.Context) error {
 	pid1 := filepath.Join(m.tmp, "init")
-	if err := m.goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", pid1, "./internal/guesttest/init"); err != nil {
+	if err := m.goTool(ctx, "build", "-tags="+sign.BuildTag, "-trimpath", "-ldflags=-s -w", "-o", pid1, "./internal/guesttest/init"); err != nil {
 		return err
 	}
 	files := []initramfs.File{
@@ -143,7 +144,7 @@ func (m *image) modules() error {
 func (m *image) test(ctx context.Context, p Package) error {
 	name := strings.ReplaceAll(p.Path, "/", "-") + ".test"
 	binary := filepath.Join(m.tmp, name)
-	if err := m.goTool(ctx, "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", binary, "./"+p.Path); err != nil {
+	if err := m.goTool(ctx, "test", "-c", "-tags="+sign.BuildTag, "-trimpath", "-ldflags=-s -w", "-o", binary, "./"+p.Path); err != nil {
 		return err
 	}
 	if _, err := os.Stat(binary); err != nil {

@@ -195,7 +195,7 @@ func (d *demo) buildGuest(ctx context.Context) (string, error) {
 		"--kernel", d.bed.Kernel, "--modules", d.bed.ModulesDir, "--agent", d.agent(), "--crun", d.bed.Crun, "--pause", d.bed.Pause,
 		"--registry-ca", d.registry.PKI.CA, "--registry-auth", d.registry.Auth, "--image-key", imageKeyURI+"="+d.owner("image.key"),
 		"--secret", tokenURI+"="+d.owner("token"), "--secret", signingKeyURI+"="+d.owner("signing.pub.jwk"),
-		"--policy", "allow-all", "--output", d.guestDir()); err != nil {
+		"--image-policy", "insecureAcceptAnything", "--policy", "allow-all", "--output", d.guestDir()); err != nil {
 		return "", err
 	}
 	files := []string{"root.img"}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/cloister-cc/cloister/guestimage"
+	"github.com/cloister-cc/cloister/image/sign"
 	"github.com/cloister-cc/cloister/initramfs/layout"
 	"github.com/cloister-cc/cloister/internal/qemu"
 	"github.com/cloister-cc/cloister/internal/testbed"
@@ -60,7 +61,7 @@ func (l *Lab) NewRegistry(ctx context.Context, name string) (*Registry, error) {
 
 // GoBuild builds a static binary of one of the project's commands; arch "" is the build host's.
 func GoBuild(ctx context.Context, arch, out, pkg string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags="+sign.BuildTag, "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if arch != "" {
 		cmd.Env = append(cmd.Env, "GOARCH="+arch)
@@ -81,7 +82,7 @@ func NewImageKey(path string) (string, error) {
 	return path, nil
 }
 
-// BuildGuest builds a guest named name that trusts the lab's registry, lets every request pass and logs all. change, if
+// BuildGuest builds a guest named name that trusts the lab's registry, uses every image, lets every request pass and logs all. change, if
 // not nil, alters what is built.
 func (l *Lab) BuildGuest(ctx context.Context, name string, change func(*guestimage.Options)) (string, error) {
 	rootfs := filepath.Join(l.Dir, name+"-rootfs")
@@ -92,6 +93,7 @@ func (l *Lab) BuildGuest(ctx context.Context, name string, change func(*guestima
 		Arch: l.Arch, Rootfs: rootfs, Kernel: l.Bed.Kernel, ModulesDir: l.Bed.ModulesDir,
 		Agent: l.Agent, Crun: l.Bed.Crun, Pause: l.Bed.Pause,
 		RegistryCA: l.Registry.PKI.CA, RegistryAuth: l.Registry.Auth,
+		Image:  guestimage.ImageOptions{Policy: guestimage.AcceptAnything},
 		Policy: layout.PolicyAllowAll, LogLevel: "debug", Output: filepath.Join(l.Dir, name), Builder: "story",
 	}
 	if change != nil {

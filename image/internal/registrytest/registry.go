@@ -10,11 +10,14 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -45,6 +48,7 @@ type Registry struct {
 	blobs     map[string][]byte
 	manifests map[string]manifest
 	requests  []string
+	sent      atomic.Int64
 }
 
 type manifest struct {
@@ -55,8 +59,38 @@ type manifest struct {
 // New starts a registry, which ends with the test.
 func New(t testing.TB) *Registry {
 	t.Helper()
+	return start(t, nil, false)
+}
+
+// NewHTTP2 is New with HTTP/2.
+func NewHTTP2(t testing.TB) *Registry {
+	t.Helper()
+	return start(t, nil, true)
+}
+
+// NewIPv6 is New with an IPv6 address. The test is skipped where there is none, unless all tests have to run.
+func NewIPv6(t testing.TB) *Registry {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp6", "[::1]:0")
+	if err != nil && os.Getenv("REQUIRE_QEMU") == "1" {
+		t.Fatalf("this machine has no IPv6: %v", err)
+	}
+	if err != nil {
+		t.Skipf("this machine has no IPv6: %v", err)
+	}
+	return start(t, l, false)
+}
+
+func start(t testing.TB, l net.Listener, http2 bool) *Registry {
+	t.Helper()
 	r := &Registry{blobs: make(map[string][]byte), manifests: make(map[string]manifest)}
-	r.Server = httptest.NewTLSServer(http.HandlerFunc(r.serve))
+	r.Server = httptest.NewUnstartedServer(http.HandlerFunc(r.serve))
+	if l != nil {
+		_ = r.Listener.Close() // nobody listens yet
+		r.Listener = l
+	}
+	r.EnableHTTP2 = http2
+	r.StartTLS()
 	t.Cleanup(r.Close)
 	return r
 }
@@ -116,6 +150,13 @@ func (r *Registry) AddManifest(t testing.TB, tag, mediaType string, v any) ocisp
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
 
+// Manifest returns the bytes of a manifest by its tag or digest, nil if there is none.
+func (r *Registry) Manifest(name string) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.manifests[name].data
+}
+
 // AddImage stores an image for linux/arch of layers, whose blobs are there already, and returns its manifest.
 func (r *Registry) AddImage(t testing.TB, tag, arch string, layers []ocispec.Descriptor, diffIDs []digest.Digest) ocispec.Descriptor {
 	t.Helper()
@@ -147,7 +188,26 @@ func (r *Registry) Requests(substring string) int {
 	return n
 }
 
+// Sent returns how many bytes of bodies were written to connections. What is still in the buffers of sockets counts.
+func (r *Registry) Sent() int64 { return r.sent.Load() }
+
+// counter counts what is written.
+type counter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c counter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (c counter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
+	w = counter{w, &r.sent}
 	r.mu.Lock()
 	r.requests = append(r.requests, req.Method+" "+req.URL.Path)
 	r.mu.Unlock()

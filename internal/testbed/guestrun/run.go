@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Cloister Authors.
 
-package testbed
+// Package guestrun runs guests in the emulator of the test bed.
+//
+// It stands apart from package testbed because it knows package guestimage, whose own parts are tested with the test bed.
+package guestrun
 
 import (
 	"context"
@@ -14,13 +17,14 @@ import (
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
 	"github.com/cloister-cc/cloister/internal/qemu"
+	"github.com/cloister-cc/cloister/internal/testbed"
 )
 
-// RunOptions say which guest Run runs, and how.
-type RunOptions struct {
+// Options say which guest Run runs, and how.
+type Options struct {
 	// GuestDir is a folder that guestimage.Build wrote.
 	GuestDir string
-	// CacheDir is the cache folder of the test bed; "" means DefaultCacheDir.
+	// CacheDir is the cache folder of the test bed; "" means testbed.DefaultCacheDir.
 	CacheDir string
 	// WorkDir holds the sockets; "" means a new folder that is removed in the end.
 	WorkDir string
@@ -44,8 +48,8 @@ type RunOptions struct {
 	Started func(address string) error
 }
 
-// Run runs a guest in the emulator of the test bed that Setup made, until it powers off or ctx ends.
-func Run(ctx context.Context, o RunOptions) (err error) {
+// Run runs a guest in the emulator of the test bed that testbed.Setup made, until it powers off or ctx ends.
+func Run(ctx context.Context, o Options) (err error) {
 	guest, err := guestimage.Load(o.GuestDir)
 	if err != nil {
 		return err
@@ -53,7 +57,7 @@ func Run(ctx context.Context, o RunOptions) (err error) {
 	if guest.Arch == initramfs.ArchAMD64 && o.Warn != nil {
 		fmt.Fprintf(o.Warn, "warning: %s\n", guestimage.Unprotected)
 	}
-	bed, err := Load(o.CacheDir, guest.Arch)
+	bed, err := testbed.Load(o.CacheDir, guest.Arch)
 	if err != nil {
 		return err
 	}
