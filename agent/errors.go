@@ -17,6 +17,8 @@ var (
 	ErrState = errors.New("not allowed in this state")
 	// ErrInvalidArgument means that the request itself is wrong.
 	ErrInvalidArgument = errors.New("invalid argument")
+	// ErrDenied means that the guest's own configuration does not allow it, for instance its image policy.
+	ErrDenied = errors.New("not allowed in this guest")
 	// ErrUnsupported means that this agent does not offer what was asked.
 	ErrUnsupported = errors.New("unsupported")
 	// ErrNoWriter means that the process's standard input has ended.

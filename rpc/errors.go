@@ -34,6 +34,7 @@ func statusTable() []errorCode {
 		{agent.ErrNoTerminal, codes.Unavailable},
 		{agent.ErrAlreadyExists, codes.AlreadyExists},
 		{agent.ErrInvalidArgument, codes.InvalidArgument},
+		{agent.ErrDenied, codes.PermissionDenied},
 		{agent.ErrUnsupported, codes.InvalidArgument},
 		{agent.ErrTainted, codes.FailedPrecondition},
 		{agent.ErrState, codes.FailedPrecondition},

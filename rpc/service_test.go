@@ -246,6 +246,7 @@ func TestErrorCodes(t *testing.T) {
 		{wrap(agent.ErrTainted), "StartContainer", id, codes.FailedPrecondition, "tainted"},
 		{wrap(agent.ErrInvalidArgument), "StartContainer", id, codes.InvalidArgument, "operation: invalid argument"},
 		{wrap(agent.ErrUnsupported), "StartContainer", id, codes.InvalidArgument, "unsupported"},
+		{wrap(agent.ErrDenied), "StartContainer", id, codes.PermissionDenied, "operation: not allowed in this guest"},
 		{wrap(syscall.ENOSPC), "StartContainer", id, codes.ResourceExhausted, "no space left on device"},
 		{wrap(syscall.ESRCH), "SignalProcess", id, codes.NotFound, "ESRCH: No such process"},
 		{wrap(context.DeadlineExceeded), "StartContainer", id, codes.DeadlineExceeded, "operation"},

@@ -5,10 +5,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/attest"
+	"github.com/cloister-cc/cloister/image/sign"
 )
 
 // measure gives image the one thing it needs of attest: to record which images are used.
@@ -22,7 +24,8 @@ func measure(events *attest.Log) func(ctx context.Context, reference, digest str
 	}
 }
 
-// timedImages bounds how long an image may take, unless timeout is 0; it implements agent.Images.
+// timedImages bounds how long an image may take, unless timeout is 0, and says in agent's terms that one is refused; it
+// implements agent.Images.
 type timedImages struct {
 	agent.Images
 	timeout time.Duration
@@ -35,5 +38,18 @@ func (t timedImages) Mount(ctx context.Context, containerID, reference, target s
 		ctx, cancel = context.WithTimeout(ctx, t.timeout)
 		defer cancel()
 	}
-	return t.Images.Mount(ctx, containerID, reference, target)
+	digest, err = t.Images.Mount(ctx, containerID, reference, target)
+	if errors.Is(err, sign.ErrRejected) {
+		err = deniedError{err}
+	}
+	return digest, err
 }
+
+// deniedError is agent.ErrDenied, with another text.
+type deniedError struct{ error }
+
+// Is implements what errors.Is looks for.
+func (deniedError) Is(target error) bool { return target == agent.ErrDenied }
+
+// Unwrap returns the cause.
+func (e deniedError) Unwrap() error { return e.error }

@@ -6,12 +6,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/agent/config"
 	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/image/sign"
@@ -142,6 +145,32 @@ func TestUnsealedImages(t *testing.T) {
 		}
 		if err := allows(t.Context(), c.Policy); errors.Is(err, sign.ErrRejected) != row.refuse {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// refusing is an agent.Images that gives one error; its other methods are not called.
+type refusing struct {
+	agent.Images
+	err error
+}
+
+func (r refusing) Mount(context.Context, string, string, string) (string, error) { return "", r.err }
+
+// Whoever asked for an image that is refused is told so by agent's error, with the reason.
+func TestRefusedImageIsDenied(t *testing.T) {
+	for _, row := range []struct {
+		err    error
+		denied bool
+	}{
+		{fmt.Errorf("image: %w", sign.ErrRejected), true},
+		{fmt.Errorf("image: %w", sign.ErrUnsigned), true},
+		{errors.New("registry is down"), false},
+		{nil, false},
+	} {
+		_, err := timedImages{refusing{err: row.err}, time.Minute}.Mount(t.Context(), "c1", "a.example/x:1", "/")
+		if errors.Is(err, agent.ErrDenied) != row.denied || !errors.Is(err, row.err) || row.err != nil && err.Error() != row.err.Error() {
+			t.Errorf("%v: got %v", row.err, err)
 		}
 	}
 }
