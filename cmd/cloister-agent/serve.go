@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"errors"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -76,6 +77,8 @@ func serve(ctx context.Context, s setup, reaper *proc.Reaper, log *slog.Logger) 
 	debug.SetGCPercent(gcPercent)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// net/http tells about odd servers by the standard logger, whose lines would go to the console as they are.
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 	s.images.Measure = measure(attest.NewLog())
 	images, err := image.New(s.images)
 	clear(s.images.Auth)

@@ -185,12 +185,17 @@ func (r requirement) texts(name string) ([]string, error) {
 // of returns the requirements for a reference, and the scope that they are those of: the narrowest of the docker
 // transport that the reference is in.
 func (r *rules) of(ref reference.Named) (scope string, reqs []requirement) {
-	docker := r.Transports["docker"]
 	identity, err := policyconfiguration.DockerReferenceIdentity(ref)
 	if err != nil { // parseReference returns no such reference
 		return "no scope", []requirement{{"type": json.RawMessage(`"` + kindReject + `"`)}}
 	}
-	for _, s := range append([]string{identity}, policyconfiguration.DockerReferenceNamespaces(ref)...) {
+	return r.first(append([]string{identity}, policyconfiguration.DockerReferenceNamespaces(ref)...))
+}
+
+// first returns the requirements of the first scope that there is.
+func (r *rules) first(scopes []string) (scope string, reqs []requirement) {
+	docker := r.Transports["docker"]
+	for _, s := range scopes {
 		if reqs, ok := docker[s]; ok {
 			return fmt.Sprintf("scope %q", s), reqs
 		}

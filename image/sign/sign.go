@@ -129,6 +129,9 @@ func KeyNames(policy []byte) ([]string, error) {
 // The reference has the form host/repository with a tag or digest; where it has both, the tag does not count. A digest
 // must be manifestDigest.
 func (p *Policy) Check(ctx context.Context, ref string, manifestDigest digest.Digest, src Source) error {
+	if strings.HasPrefix(ref, "[") {
+		return p.checkAddress(ref, manifestDigest)
+	}
 	named, err := parseReference(ref)
 	if err != nil {
 		return err

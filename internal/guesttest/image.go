@@ -25,7 +25,7 @@ import (
 
 const (
 	// testTimeout bounds each package's tests in the guest.
-	testTimeout = 5 * time.Minute
+	testTimeout = 10 * time.Minute
 	// buildTimeout bounds each compilation.
 	buildTimeout = 10 * time.Minute
 	// testDisk is the scratch disk's device in the guest.
