@@ -95,6 +95,9 @@ func (s *Sandbox) build(ctx context.Context, u *undo, c *container, p plan) (*pr
 	if err := s.mountRootfs(ctx, u, c, p.Spec, p.root); err != nil {
 		return nil, fmt.Errorf("mount root file system: %w", err)
 	}
+	if err := resolveUser(c.rootfs, &p.Spec.Process.User); err != nil {
+		return nil, err
+	}
 	if err := s.bindSources(u, c, p.Result); err != nil {
 		return nil, err
 	}

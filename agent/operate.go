@@ -67,6 +67,9 @@ func (s *Sandbox) Exec(ctx context.Context, containerID, execID string, p *specs
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w: %w", c.id, ErrInvalidArgument, err)
 	}
+	if err := resolveUser(c.rootfs, &p.User); err != nil {
+		return fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
 	if err := s.openSecrets(ctx, p); err != nil {
 		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}

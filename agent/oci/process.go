@@ -29,12 +29,14 @@ var refused = []string{
 const (
 	// maxGroups is how many supplementary groups the kernel gives a process.
 	maxGroups = 65536
+	// maxUsername bounds a user's name, in bytes.
+	maxUsername = 256
 	// maxConsole bounds rows and columns of a terminal, which the kernel holds in 16 bits.
 	maxConsole = 65535
 )
 
 // ConvertProcess checks a process of the shim's and returns a new one with what the guest honours. It refuses the
-// capabilities of privileged containers.
+// capabilities of privileged containers. A user's name stays: who knows the container's files has to resolve it.
 func ConvertProcess(in *specs.Process) (*specs.Process, error) {
 	return convertProcess(in, func(string) bool { return false })
 }
@@ -67,8 +69,8 @@ func convertProcess(in *specs.Process, allowed func(string) bool) (*specs.Proces
 	if b := in.ConsoleSize; b != nil && (b.Height > maxConsole || b.Width > maxConsole) {
 		return nil, fmt.Errorf("process: a terminal of %d rows and %d columns is larger than %d", b.Height, b.Width, maxConsole)
 	}
-	if u := in.User; len(u.AdditionalGids) > maxGroups || u.Umask != nil && *u.Umask > 0o777 {
-		return nil, fmt.Errorf("process: more than %d groups, or a umask that is none", maxGroups)
+	if u := in.User; len(u.AdditionalGids) > maxGroups || u.Umask != nil && *u.Umask > 0o777 || len(u.Username) > maxUsername {
+		return nil, fmt.Errorf("process: more than %d groups, a umask that is none, or a user's name of more than %d bytes", maxGroups, maxUsername)
 	}
 	if in.Scheduler != nil || in.IOPriority != nil || in.ExecCPUAffinity != nil {
 		return nil, errors.New("process: scheduler, I/O priority and CPU affinity are not offered")
@@ -83,7 +85,7 @@ func convertProcess(in *specs.Process, allowed func(string) bool) (*specs.Proces
 	return &specs.Process{
 		Terminal:        in.Terminal,
 		ConsoleSize:     in.ConsoleSize,
-		User:            specs.User{UID: in.User.UID, GID: in.User.GID, Umask: in.User.Umask, AdditionalGids: slices.Clone(in.User.AdditionalGids)},
+		User:            convertUser(in.User),
 		Args:            slices.Clone(in.Args),
 		Env:             slices.Clone(in.Env),
 		Cwd:             cwd,
@@ -92,6 +94,10 @@ func convertProcess(in *specs.Process, allowed func(string) bool) (*specs.Proces
 		NoNewPrivileges: in.NoNewPrivileges,
 		OOMScoreAdj:     in.OOMScoreAdj,
 	}, nil
+}
+
+func convertUser(u specs.User) specs.User {
+	return specs.User{UID: u.UID, GID: u.GID, Umask: u.Umask, AdditionalGids: slices.Clone(u.AdditionalGids), Username: u.Username}
 }
 
 func checkRlimits(limits []specs.POSIXRlimit) error {
