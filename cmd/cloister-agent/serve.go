@@ -72,9 +72,14 @@ type setup struct {
 // reads. It costs at most about 15 MB while output flows, and nothing when idle.
 const gcPercent = 400
 
+// memoryLimit is from where on garbage is collected more often than that, in bytes. While images are pulled the heap would
+// grow to five times their windows and buffers otherwise. It is no bound: Go spends at most half of the time on it.
+const memoryLimit = 64 << 20
+
 // serve runs the agent API until the sandbox has been destroyed.
 func serve(ctx context.Context, s setup, reaper *proc.Reaper, log *slog.Logger) error {
 	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// net/http tells about odd servers by the standard logger, whose lines would go to the console as they are.

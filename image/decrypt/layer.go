@@ -175,23 +175,16 @@ type reader struct {
 	want   []byte
 	forged error
 
-	now, next, spare []byte // ciphertext
+	now, next, spare []byte // ciphertext; spare is the buffer of now
 	end              error  // of r; io.EOF if the HMAC matches, too
-	started          bool
 }
 
 // Read implements io.Reader. It decrypts from one buffer to the other, in place of copying.
 func (r *reader) Read(p []byte) (int, error) {
-	if !r.started {
-		r.started = true
-		r.fill()
-	}
 	for len(r.now) == 0 {
-		if r.end != nil && (r.end != io.EOF || len(r.next) == 0) { //nolint:errorlint // fill makes it io.EOF itself
-			return 0, r.end
+		if err := r.advance(); err != nil {
+			return 0, err
 		}
-		r.now, r.next, r.spare = r.next, r.spare, r.next[:0]
-		r.fill()
 	}
 	n := min(len(p), len(r.now))
 	r.stream.XORKeyStream(p[:n], r.now[:n])
@@ -199,22 +192,35 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads the next piece, which may be the last.
-func (r *reader) fill() {
-	r.next = r.next[:0]
-	if r.end != nil {
-		return
+// advance lets the next piece be given away if the one after it is here, or the layer has ended as it should.
+func (r *reader) advance() error {
+	r.now, r.next, r.spare = r.next, r.spare[:0], r.next
+	if r.end == nil {
+		r.fill()
 	}
+	switch {
+	case r.end == nil:
+		return nil
+	case r.end != io.EOF: //nolint:errorlint // one that is wrapped is no verified end
+		r.now, r.next = nil, nil
+		return r.end
+	case len(r.now)+len(r.next) == 0:
+		return io.EOF
+	}
+	return nil
+}
+
+// fill reads the piece after the next one, and judges the layer at its end.
+func (r *reader) fill() {
 	for r.end == nil && len(r.next) < cap(r.next) {
 		var n int
 		n, r.end = r.r.Read(r.next[len(r.next):cap(r.next)])
 		r.next = r.next[:len(r.next)+n]
 	}
 	r.hmac.Write(r.next)
-	if !errors.Is(r.end, io.EOF) {
+	if r.end != io.EOF { //nolint:errorlint // one that is wrapped is no verified end
 		return
 	}
-	r.end = io.EOF
 	if !hmac.Equal(r.hmac.Sum(nil), r.want) {
 		r.end = r.forged
 	}

@@ -60,7 +60,8 @@ type Client struct {
 
 // New returns a client. It opens no connection.
 func New(c Config) *Client {
-	rt := strict{next: newTransport(c.CA, c.HTTPSProxy, c.NoProxy), plainLoopback: c.PlainLoopback, insecure: c.Registries.insecureHosts()}
+	transport := newBySize(newTransport(c.CA, c.HTTPSProxy, c.NoProxy), newTransport(c.CA, c.HTTPSProxy, c.NoProxy))
+	rt := strict{next: transport, plainLoopback: c.PlainLoopback, insecure: c.Registries.insecureHosts()}
 	if len(rt.insecure) > 0 {
 		rt.unverified = unverified(newTransport(nil, c.HTTPSProxy, c.NoProxy))
 	}

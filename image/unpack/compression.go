@@ -115,5 +115,6 @@ func (s *stages) Close() error {
 		return nil
 	}
 	s.plain.Close()
-	return s.decoder.Close()
+	_ = s.decoder.Close() // its error is the one of the last Read
+	return nil
 }
