@@ -55,6 +55,7 @@ test-e2e: setup ## whole-system stories and attacks in a guest of ARCH
 
 bench: setup ## measure the agent as a process here (needs root), then boot, pull, containers and sizes in a guest of ARCH
 	@go run ./test/bench --native
+	@go run ./test/bench --images
 	@go run ./test/bench --arch $(ARCH)
 
 soak: ## long campaigns (runtimes killed, leaks, all fuzz targets), bounded by SOAK; says how many of each ran

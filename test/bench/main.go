@@ -3,7 +3,8 @@
 
 // Command bench measures a guest of one architecture: the boot by stages, image pull, container life cycle, sizes and
 // the agent's memory; or, with --native, the agent as a process of this machine: requests, containers and processes
-// against the bare OCI runtime, output, and what it costs to have many containers. It prints one table, as text or JSON.
+// against the bare OCI runtime, output, and what it costs to have many containers; or, with --images, pulls on this
+// machine, against skopeo, umoci and tar. It prints one table, as text or JSON.
 // Figures are medians over the runs; compare figures of one run with each other, not with those of another machine.
 package main
 
@@ -26,6 +27,9 @@ func main() {
 	arch := flag.String("arch", "s390x", "guest `architecture`: s390x or amd64")
 	runs := flag.Int("runs", 3, "`number` of guests to boot and measure")
 	native := flag.Bool("native", false, "measure the agent as a process of this machine, in place of a guest; needs root")
+	images := flag.Bool("images", false, "measure pulls of images on this machine, in place of a guest; needs root")
+	var o imageOptions
+	o.register(flag.CommandLine)
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -34,9 +38,15 @@ func main() {
 	defer cancel()
 	var table *table
 	var err error
-	if *native {
+	switch {
+	case os.Getenv(pullEnv) != "":
+		err = pullHere(ctx)
+	case *images:
+		o.runs = *runs
+		table, err = measureImages(ctx, o)
+	case *native:
 		table, err = measureNative(ctx)
-	} else {
+	default:
 		table, err = measure(ctx, *arch, *runs)
 	}
 	if err == nil && table != nil {
