@@ -198,6 +198,7 @@ func (m *mounts) read(t *testing.T, target, name string) string {
 
 // accept is the policy that allows every image.
 func accept(t testing.TB) *sign.Policy {
+	t.Helper()
 	return policy(t, `{"default":[{"type":"insecureAcceptAnything"}]}`)
 }
 
