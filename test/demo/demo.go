@@ -17,6 +17,7 @@ import (
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/initramfs"
+	"github.com/cloister-cc/cloister/internal/signtest"
 	"github.com/cloister-cc/cloister/internal/testbed"
 	"github.com/cloister-cc/cloister/test/story"
 )
@@ -158,7 +159,7 @@ func (d *demo) startRegistry(ctx context.Context) (string, error) {
 	return fmt.Sprintf("https://%s with a password; the guest gets its CA", d.registry.Host(story.LoopbackHost)), nil
 }
 
-// makeImage makes the container image, encrypts its layer for the key that only the guest will have, and pushes it.
+// makeImage makes the container image, encrypts its layer for the key that only the guest will have, pushes it and signs it.
 func (d *demo) makeImage(ctx context.Context) (string, error) {
 	if err := d.makeCanaries(ctx); err != nil {
 		return "", err
@@ -181,7 +182,27 @@ func (d *demo) makeImage(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%s, encrypted for %s, pushed", image, imageKeyURI), nil
+	if err := d.sign(ctx); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s, encrypted for %s, pushed, signed", image, imageKeyURI), nil
+}
+
+// sign signs the image as cosign does, and writes the policy by which the guest will want that.
+func (d *demo) sign(ctx context.Context) error {
+	signer, err := signtest.New()
+	if err != nil {
+		return err
+	}
+	policy, err := signer.Policy()
+	if err != nil {
+		return err
+	}
+	ref := d.registry.Host(story.GuestHost) + "/" + image
+	if err := d.registry.Sign(ctx, signer, ref, ref); err != nil {
+		return err
+	}
+	return os.WriteFile(d.owner("policy.json"), policy, 0o600)
 }
 
 func (d *demo) buildGuest(ctx context.Context) (string, error) {
@@ -195,7 +216,7 @@ func (d *demo) buildGuest(ctx context.Context) (string, error) {
 		"--kernel", d.bed.Kernel, "--modules", d.bed.ModulesDir, "--agent", d.agent(), "--crun", d.bed.Crun, "--pause", d.bed.Pause,
 		"--registry-ca", d.registry.PKI.CA, "--registry-auth", d.registry.Auth, "--image-key", imageKeyURI+"="+d.owner("image.key"),
 		"--secret", tokenURI+"="+d.owner("token"), "--secret", signingKeyURI+"="+d.owner("signing.pub.jwk"),
-		"--image-policy", "insecureAcceptAnything", "--policy", "allow-all", "--output", d.guestDir()); err != nil {
+		"--image-policy", d.owner("policy.json"), "--policy", "allow-all", "--output", d.guestDir()); err != nil {
 		return "", err
 	}
 	files := []string{"root.img"}

@@ -86,7 +86,7 @@ func (d *demo) container(ctx context.Context) (string, error) {
 	if want := d.canaries.wantOutput(machine); string(out) != want {
 		return "", fmt.Errorf("the container printed %q, want %q", out, want)
 	}
-	return "pulled, decrypted and run in the guest, with a sealed secret in its environment; it shows the right digests", nil
+	return "pulled, verified, decrypted and run in the guest, with a sealed secret in its environment; it shows the right digests", nil
 }
 
 func (d *demo) powerOff(ctx context.Context) (string, error) {
