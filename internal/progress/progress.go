@@ -49,7 +49,8 @@ func start(w io.Writer, name string, total int64, terminal bool, now func() time
 	}
 	t.bar = progressbar.NewOptions64(size,
 		progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(name), progressbar.OptionShowBytes(true), progressbar.OptionFullWidth(),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(total > 0))
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(total > 0),
+		progressbar.OptionSetSpinnerChangeInterval(0)) // else a goroutine of its own turns it, and races with Set
 	return t
 }
 
