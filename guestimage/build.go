@@ -101,7 +101,7 @@ func (b *builder) fill(ctx context.Context, dir string) (*Guest, error) {
 	}
 	g := &Guest{
 		Format: guestFormat, Version: GuestVersion, Builder: b.o.Builder, Arch: b.o.Arch, CommandLine: CommandLine(b.o.Arch),
-		KernelRelease: c.release, Policy: policyOf(&b.o), Warnings: append(warnings(&b.o), c.image.warnings()...),
+		KernelRelease: c.release, Policy: policyOf(&b.o), Warnings: warnings(&b.o, c.image),
 		BuiltinModules: c.modules.Builtin, MissingModules: c.modules.Missing,
 	}
 	header, err := b.disk(ctx, dir, key, g)

@@ -226,13 +226,13 @@ func TestWarnings(t *testing.T) {
 		o    Options
 		want []string
 	}{
-		"deny":  {Options{RegistryCA: "ca.pem"}, []string{"in the clear"}},
-		"allow": {Options{RegistryCA: "ca.pem", Policy: layout.PolicyAllowAll}, []string{"in the clear", "every request of the host passes"}},
-		"no CA": {Options{}, []string{"in the clear", "no registry CA"}},
+		"deny":  {Options{RegistryCA: "ca.pem"}, []string{"in the clear", "no image policy"}},
+		"allow": {Options{RegistryCA: "ca.pem", Policy: layout.PolicyAllowAll}, []string{"in the clear", "every request of the host passes", "no image policy"}},
+		"no CA": {Options{}, []string{"in the clear", "no registry CA", "no image policy"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := warnings(&tc.o)
+			got := warnings(&tc.o, &imageSettings{})
 			if len(got) != len(tc.want) {
 				t.Fatalf("warnings %q", got)
 			}
@@ -242,6 +242,10 @@ func TestWarnings(t *testing.T) {
 				}
 			}
 		})
+	}
+	settings := &imageSettings{ImageSettings: layout.ImageSettings{ExtraRootCertificates: []string{"x"}}}
+	if got := warnings(&Options{}, settings); slices.ContainsFunc(got, func(w string) bool { return strings.Contains(w, "no registry CA") }) {
+		t.Errorf("warnings %q although there are certificates", got)
 	}
 }
 

@@ -176,7 +176,7 @@ func (g *Guest) encode() ([]byte, error) {
 const Unprotected = "this amd64 guest is UNPROTECTED until keys come by attestation: its initramfs holds them in the clear"
 
 // warnings says what is weak about a guest as it is built.
-func warnings(o *Options) []string {
+func warnings(o *Options, image *imageSettings) []string {
 	w := []string{"initramfs holds the disk key in the clear until it is sealed: keep it from the host that runs the guest"}
 	if o.Arch == initramfs.ArchAMD64 {
 		w[0] = Unprotected
@@ -191,11 +191,11 @@ func warnings(o *Options) []string {
 		w = append(w, "the debug console is on: the host is root in the guest")
 	}
 	switch {
-	case o.RegistryCA != "":
+	case o.RegistryCA != "" || len(image.ExtraRootCertificates) > 0:
 	case len(o.Images) > 0:
 		w = append(w, "no registry CA: the guest trusts no registry and has no images but those of its root disk")
 	default:
 		w = append(w, "no registry CA: the guest trusts no registry and can pull no image")
 	}
-	return w
+	return append(w, image.warnings()...)
 }

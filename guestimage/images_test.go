@@ -233,8 +233,8 @@ func TestBadImages(t *testing.T) {
 // Whoever built a guest without a registry is told so in other words when it has images.
 func TestImageWarnings(t *testing.T) {
 	t.Parallel()
-	got := warnings(&Options{Arch: initramfs.ArchS390x, Images: make([]Image, 1)})
-	if len(got) != 2 || !strings.Contains(got[1], "those of its root disk") {
+	got := warnings(&Options{Arch: initramfs.ArchS390x, Images: make([]Image, 1)}, &imageSettings{})
+	if len(got) != 3 || !strings.Contains(got[1], "those of its root disk") {
 		t.Errorf("warnings %q", got)
 	}
 }

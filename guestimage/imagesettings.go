@@ -6,7 +6,7 @@ package guestimage
 import (
 	"bytes"
 	"context"
-	"encoding/pem"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -82,6 +82,9 @@ func loadImageSettings(o *ImageOptions, resources []resource) (*imageSettings, e
 		*f.text = string(data)
 	}
 	s.AllowInsecure = s.AllowInsecure || o.AllowInsecure
+	if o.HTTPSProxy == "" && o.NoProxy != "" {
+		return nil, badInput("no-proxy", "give --https-proxy, too", "there is no proxy to go without")
+	}
 	if o.HTTPSProxy != "" {
 		if s.Proxy != (layout.ImageProxy{}) {
 			return nil, twice("https-proxy")
@@ -172,8 +175,8 @@ func (s *imageSettings) check(o *ImageOptions, resources []resource) error {
 		}
 	}
 	for i, c := range s.ExtraRootCertificates {
-		if block, _ := pem.Decode([]byte(c)); block == nil || block.Type != "CERTIFICATE" {
-			return badInput("cdh-config", "", "extra_root_certificates: certificate %d is not PEM", i+1)
+		if !x509.NewCertPool().AppendCertsFromPEM([]byte(c)) { // what the guest does
+			return badInput("cdh-config", "", "extra_root_certificates: text %d holds no certificate in PEM", i+1)
 		}
 	}
 	conf, known, err := either(s.RegistryConfig, s.RegistryConfigURI, resources)
@@ -260,8 +263,9 @@ func (s *imageSettings) warnings() []string {
 	switch {
 	case s.SecurityPolicy == "" && s.SecurityPolicyURI == "":
 		w = append(w, "no image policy: the guest refuses every image but those of its root disk")
-	case s.SecurityPolicy == layout.InsecureAcceptAnything:
-		w = append(w, "image policy insecureAcceptAnything: every image that the registry offers is used, whoever has made it")
+	case len(s.policy.Unsigned()) > 0:
+		w = append(w, "images need no signature where the image policy says insecureAcceptAnything: the registry chooses what they are ("+
+			strings.Join(s.policy.Unsigned(), ", ")+")")
 	}
 	if s.AllowInsecure {
 		w = append(w, "insecure registries are allowed: their certificates are not checked")

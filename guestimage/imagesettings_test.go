@@ -35,6 +35,7 @@ func settingsDir(t *testing.T) (dir string, public []byte) {
 		"cdh.toml":        "[image]\nimage_security_policy_uri = 'kbs:///default/policy/one'\nwork_dir = '/run/x'\n",
 		"guest.toml":      "[image]\nimage_security_policy_uri = 'file:///etc/policy.json'\n",
 		"auth.toml":       "[image]\nauthenticated_registry_credentials_uri = 'kbs:///default/auth/one'\n",
+		"cert.toml":       "[image]\nextra_root_certificates = ['''\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n''']\n",
 		"conf.toml":       "[image]\nregistry_config = 'x = 1'\n",
 		"registries.conf": "[[registry]]\nlocation = \"a.example\"\ninsecure = true\n",
 		"sigs.yaml":       "default-docker:\n  lookaside: https://sigs.example/\n",
@@ -82,8 +83,8 @@ func TestImageSettings(t *testing.T) {
 		want      []string // of warnings
 	}{
 		"nothing":          {ImageOptions{}, nil, []string{"no image policy"}},
-		"accept":           {ImageOptions{Policy: AcceptAnything}, nil, []string{"insecureAcceptAnything"}},
-		"policy of a key":  {ImageOptions{CDHConfig: in("cdh.toml")}, []resource{policy}, []string{"without effect in this guest: image.work_dir"}},
+		"accept":           {ImageOptions{Policy: AcceptAnything}, nil, []string{"insecureAcceptAnything: the registry chooses what they are (default)"}},
+		"policy of a key":  {ImageOptions{CDHConfig: in("cdh.toml")}, []resource{policy}, []string{"(default)", "without effect in this guest: image.work_dir"}},
 		"policy of a file": {ImageOptions{CDHConfig: in("guest.toml")}, nil, nil},
 	} {
 		s, err := loadImageSettings(&row.o, row.resources)
@@ -117,6 +118,9 @@ func TestImageSettingsErrors(t *testing.T) {
 		"insecure":         {ImageOptions{Registries: in("registries.conf")}, "registries-conf", "insecure", ""},
 		"two registries":   {ImageOptions{Registries: in("registries.conf"), CDHConfig: in("conf.toml")}, "registries-conf", "sets it, too", "one place"},
 		"bad lookaside":    {ImageOptions{Policy: AcceptAnything, SigstoreConfig: in("registries.conf")}, "sigstore-config", "lookaside", ""},
+		"proxy of others":  {ImageOptions{HTTPSProxy: "ftp://a.example"}, "https-proxy", "https_proxy", ""},
+		"no proxy":         {ImageOptions{NoProxy: "a.example"}, "no-proxy", "no proxy to go without", "--https-proxy"},
+		"no certificate":   {ImageOptions{CDHConfig: in("cert.toml")}, "cdh-config", "no certificate in PEM", ""},
 		"proxy":            {ImageOptions{HTTPSProxy: "nonsense"}, "https-proxy", "https_proxy", ""},
 	} {
 		_, err := loadImageSettings(&row.o, nil)

@@ -11,11 +11,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"slices"
 	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cloister-cc/cloister/image/decrypt"
@@ -134,35 +134,56 @@ func (s *Service) shared(ctx context.Context, ref registry.Reference, l registry
 	return p.layer, err
 }
 
-// image returns the manifest of a digest, from memory if it is there.
+// place is where an image was offered. That a registry or repository has one says nothing about others, for which a
+// policy may ask for less.
+type place struct {
+	repository string // with the host
+	digest     digest.Digest
+}
+
+// image returns the manifest of an image that may be used, from memory if it is there.
 func (s *Service) image(ctx context.Context, ref registry.Reference, d digest.Digest) (*registry.Image, error) {
+	at := place{ref.Host + "/" + ref.Repository, d}
 	s.mu.Lock()
-	img, ok := s.manifests[d]
+	img, ok := s.manifests[at]
 	s.mu.Unlock()
 	if ok {
 		return img, nil
 	}
 	img, err := s.registry.Image(ctx, ref, d, s.config.Arch)
-	if err != nil {
-		return nil, err
+	if err != nil || strip(img) > maxManifest {
+		return img, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.manifests) >= maxManifests {
 		clear(s.manifests)
 	}
-	s.manifests[d] = img
+	s.manifests[at] = img
 	return img, nil
+}
+
+// strip drops what is not used of an image's layers, and returns about how many bytes of memory the rest takes.
+func strip(img *registry.Image) int {
+	size := 0
+	for i := range img.Layers {
+		d := &img.Layers[i].Descriptor
+		maps.DeleteFunc(d.Annotations, func(name, _ string) bool { return !decrypt.Reads(name) })
+		*d = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Annotations: d.Annotations}
+		size += 512 + len(d.MediaType)
+		for name, value := range d.Annotations {
+			size += len(name) + len(value)
+		}
+	}
+	return size
 }
 
 // flightID tells layers apart that must not share a pull: the same blob with another diff_id, type or key.
 func flightID(l registry.Layer) string {
 	h := sha256.New()
-	parts := []string{l.Descriptor.Digest.String(), l.DiffID.String(), l.Descriptor.MediaType}
-	for _, name := range slices.Sorted(maps.Keys(l.Descriptor.Annotations)) {
-		parts = append(parts, name, l.Descriptor.Annotations[name])
-	}
-	for _, part := range parts {
+	for _, part := range []string{
+		l.Descriptor.Digest.String(), l.DiffID.String(), l.Descriptor.MediaType, decrypt.Identity(l.Descriptor.Annotations),
+	} {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil))

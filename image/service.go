@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cloister-cc/cloister/image/registry"
@@ -17,9 +16,12 @@ import (
 	"github.com/cloister-cc/cloister/initramfs/layout"
 )
 
-// maxManifests bounds the manifests that are kept in memory, each as large as registry.MaxManifestSize. All are dropped
-// when there are more.
-const maxManifests = 16
+// maxManifests bounds the manifests that are kept in memory, each of about maxManifest bytes. All are dropped when there
+// are more.
+const (
+	maxManifests = 64
+	maxManifest  = 64 << 10
+)
 
 // Layers of at most smallLayer bytes in the registry do not wait for large ones: maxSmall of them are fetched at the same
 // time. Not those that can ask for a window of many times their size (zstd).
@@ -44,7 +46,7 @@ type Service struct {
 	tracker  tracker
 
 	mu        sync.Mutex
-	manifests map[digest.Digest]*registry.Image
+	manifests map[place]*registry.Image
 	verified  map[decision]struct{}
 }
 
@@ -82,7 +84,7 @@ func New(c Config) (*Service, error) {
 		slots:     make(chan struct{}, c.Limits.Parallel),
 		small:     make(chan struct{}, maxSmall),
 		pulls:     flights[[]store.Layer]{linger: c.Limits.Linger, most: c.Limits.Abandoned},
-		manifests: make(map[digest.Digest]*registry.Image),
+		manifests: make(map[place]*registry.Image),
 		verified:  make(map[decision]struct{}),
 	}, nil
 }

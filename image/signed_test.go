@@ -7,6 +7,7 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -176,5 +177,90 @@ func TestLookaside(t *testing.T) {
 	signature = append([]byte("\x00sigstore-json\n"), stored...)
 	if err := mount(t.Context(), images, "c1", s.Reference("v1"), "/c1"); err != nil {
 		t.Errorf("a good signature in the lookaside store: %v", err)
+	}
+}
+
+// Threat: a registry composes an image of layers of a signed one. The policy refuses it there; then the host names it at
+// another registry, of which the policy wants no signatures, and which does not have it. Seen: that registry is asked, so
+// the image is not found: what one registry has said is not believed of another.
+func TestRefusedImageIsNotRemembered(t *testing.T) {
+	needRoot(t)
+	s := newSigned(t)
+	s.sign(t, s.repository, s.index.Digest)
+	trusted := registrytest.New(t)
+	public, err := s.signer.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := json.Marshal(string(public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := sign.New(sign.Config{TempDir: t.TempDir(), Policy: []byte(`{
+		"default": [{"type": "sigstoreSigned", "keyData": ` + string(key) + `, "signedIdentity": {"type": "matchRepository"}}],
+		"transports": {"docker": {"` + trusted.Host() + `": [{"type": "insecureAcceptAnything"}]}}}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, m := service(t, s.Registry, func(c *Config) {
+		c.CA.AddCert(trusted.Certificate())
+		c.Policy = p
+	})
+	if err := mount(t.Context(), images, "c1", s.Reference("v1"), "/c1"); err != nil {
+		t.Fatal(err)
+	}
+	composed := addImage(t, s.Registry, "evil", build(t, s.Registry, "gzip", tarball(t, map[string]string{"f": "x"}), nil))
+	elsewhere := "/test/image@"
+	for _, ref := range []string{s.repository + "@" + composed.Digest.String(), trusted.Host() + elsewhere + composed.Digest.String()} {
+		if err := mount(t.Context(), images, "c2", ref, "/c2"); err == nil {
+			t.Errorf("%s is mounted: %v", ref, m.targets["/c2"])
+		}
+	}
+	// An image that may be used at one place is no more known at the other.
+	if err := mount(t.Context(), images, "c3", trusted.Host()+elsewhere+s.index.Digest.String(), "/c3"); err == nil {
+		t.Error("an image of one registry is mounted by the name of another")
+	}
+	if trusted.Requests("") == 0 {
+		t.Error("the other registry was not asked")
+	}
+}
+
+// What is asked for is decided by the reference, whichever digest a signature may be for.
+func TestSecondQuestionStaysInItsScope(t *testing.T) {
+	s := newSigned(t)
+	public, err := s.signer.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := json.Marshal(string(public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := s.repository + "@" + s.index.Digest.String()
+	p, err := sign.New(sign.Config{TempDir: t.TempDir(), Policy: []byte(`{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {
+		"` + ref + `": [{"type": "sigstoreSigned", "keyData": ` + string(key) + `, "signedIdentity": {"type": "matchRepository"}}],
+		"` + s.repository + `": [{"type": "insecureAcceptAnything"}]}}}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, _ := service(t, s.Registry, func(c *Config) { c.Policy = p })
+	contains(t, mount(t.Context(), images, "c1", ref, "/c1"), "policy refuses", "no signature exists")
+}
+
+// A manifest that cannot be fetched is a failure, no refusal: a retry may help.
+func TestFailureIsNoRefusal(t *testing.T) {
+	s := newSigned(t)
+	images, _ := service(t, s.Registry, func(c *Config) { c.Policy = s.policy(t, sign.Config{}) })
+	s.Hook = func(w http.ResponseWriter, req *http.Request) bool {
+		if !strings.HasSuffix(req.URL.Path, s.manifest.Digest.String()) {
+			return false
+		}
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	}
+	err := mount(t.Context(), images, "c1", s.Reference("v1"), "/c1")
+	contains(t, err, "no signature exists", "manifest")
+	if errors.Is(err, sign.ErrRejected) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %q", err)
 	}
 }

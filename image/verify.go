@@ -47,7 +47,8 @@ func (s *Service) verify(ctx context.Context, ref registry.Reference, d digest.D
 // manifestOf returns what finds the manifest for this guest in what d stands for.
 func (s *Service) manifestOf(ref registry.Reference, d digest.Digest) func(context.Context) (digest.Digest, error) {
 	return func(ctx context.Context) (digest.Digest, error) {
-		img, err := s.image(ctx, ref, d)
+		// Not by s.image: what the policy may not allow is not kept.
+		img, err := s.registry.Image(ctx, ref, d, s.config.Arch)
 		if err != nil {
 			return "", err
 		}

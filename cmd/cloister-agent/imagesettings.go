@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cloister-cc/cloister/image"
 	"github.com/cloister-cc/cloister/image/settings"
 	"github.com/cloister-cc/cloister/image/sign"
@@ -126,7 +128,7 @@ func (s *imageSettings) get(ctx context.Context, uri string) ([]byte, error) {
 
 // readResource reads a file of the root file system, and refuses one without content.
 func readResource(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe would wait for its writer
 	if err != nil {
 		return nil, err
 	}

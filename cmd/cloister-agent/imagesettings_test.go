@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cloister-cc/cloister/agent"
 	"github.com/cloister-cc/cloister/agent/config"
 	"github.com/cloister-cc/cloister/image"
@@ -52,7 +54,7 @@ func TestApplySettings(t *testing.T) {
 	s := imageSettings{
 		ImageSettings: layout.ImageSettings{
 			SecurityPolicyURI: "kbs:///a/policy/accept", CredentialsURI: "kbs:///a/auth/one", RegistryConfigURI: "file://" + here,
-			Proxy: layout.ImageProxy{HTTPSProxy: "http://p.example:1", NoProxy: "x"}, Parallel: 7, PrivateKeys: []string{"kbs:///a/b/c"},
+			Proxy: layout.ImageProxy{HTTPSProxy: "http://p.example:1", NoProxy: "x"}, Parallel: 7, AllowInsecure: true, PrivateKeys: []string{"kbs:///a/b/c"},
 			Limits: layout.ImageLimits{Layers: 3},
 		},
 		resources: resources, tempDir: filepath.Join(t.TempDir(), "signatures"),
@@ -62,7 +64,7 @@ func TestApplySettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(c.Auth) != auth || !strings.Contains(string(c.Registries), "a.example") || c.HTTPSProxy == "" || c.NoProxy != "x" ||
-		c.Limits.Parallel != 7 || c.Limits.Layers != 3 || len(c.PrivateKeys) != 1 {
+		c.Limits.Parallel != 7 || c.Limits.Layers != 3 || !c.AllowInsecure || len(c.PrivateKeys) != 1 {
 		t.Errorf("configuration %+v", c)
 	}
 	if err := allows(t.Context(), c.Policy); err != nil {
@@ -82,6 +84,10 @@ func TestSettingsFailClosed(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var c image.Config
 	if err := (&imageSettings{resources: resources, tempDir: t.TempDir()}).apply(t.Context(), &c); err != nil {
 		t.Fatal(err)
@@ -93,6 +99,7 @@ func TestSettingsFailClosed(t *testing.T) {
 		"no such resource":  {SecurityPolicyURI: "kbs:///a/b/c"},
 		"no such file":      {SecurityPolicyURI: "file://" + empty + "x"},
 		"empty file":        {SecurityPolicyURI: "file://" + empty},
+		"a pipe":            {SecurityPolicyURI: "file://" + pipe},
 		"a folder":          {SecurityPolicyURI: "file://" + filepath.Dir(empty)},
 		"not a policy":      {SecurityPolicy: "yes"},
 		"no such key":       {SecurityPolicy: `{"default":[{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}]}`},
@@ -105,6 +112,14 @@ func TestSettingsFailClosed(t *testing.T) {
 		if err := (&imageSettings{ImageSettings: s, resources: resources, tempDir: t.TempDir()}).apply(t.Context(), new(image.Config)); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+	if c.AllowInsecure {
+		t.Error("insecure registries are allowed by default")
+	}
+	_, resources = resourcesDir(t, map[string]string{"a/auth/one": "{}"})
+	twice := imageSettings{ImageSettings: layout.ImageSettings{CredentialsURI: "kbs:///a/auth/one"}, resources: resources, tempDir: t.TempDir()}
+	if err := twice.apply(t.Context(), &image.Config{Auth: []byte("{}")}); err == nil {
+		t.Error("credentials from two places are accepted")
 	}
 }
 

@@ -267,6 +267,9 @@ func KeyURIs(annotations map[string]string) ([]string, error) {
 	return uris, nil
 }
 
+// Reads tells whether an annotation of that name has a part in the decryption of a layer.
+func Reads(annotation string) bool { return strings.HasPrefix(annotation, encryptionPrefix) }
+
 // Identity returns a digest over everything in a descriptor's annotations that decides how the layer is decrypted. Two
 // pulls of the same blob with different ones must not share their outcome.
 func Identity(annotations map[string]string) string {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -50,6 +51,9 @@ func Parse(data []byte) (image layout.ImageSettings, ignored []string, err error
 	if len(data) > MaxSize {
 		return layout.ImageSettings{}, nil, fmt.Errorf("image settings are larger than %d bytes", MaxSize)
 	}
+	if err := checkNames(data); err != nil {
+		return layout.ImageSettings{}, nil, err
+	}
 	var f file
 	dec := toml.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
@@ -72,8 +76,31 @@ func Parse(data []byte) (image layout.ImageSettings, ignored []string, err error
 			ignored = append(ignored, name)
 		}
 	}
+	if image.Proxy.HTTPSProxy == "" && image.Proxy.NoProxy != "" {
+		image.Proxy.NoProxy = ""
+		ignored = append(ignored, "image.image_pull_proxy.no_proxy")
+	}
 	slices.Sort(ignored)
 	return image, ignored, nil
+}
+
+// checkNames refuses names in another spelling, which the decoder would take for those that it knows.
+func checkNames(data []byte) error {
+	var all map[string]any
+	if err := toml.Unmarshal(data, &all); err != nil {
+		return fmt.Errorf("image settings: %w", explain(err))
+	}
+	image, _ := all["image"].(map[string]any)
+	proxy, _ := image["image_pull_proxy"].(map[string]any)
+	limits, _ := image["limits"].(map[string]any)
+	for _, table := range []map[string]any{all, image, proxy, limits} {
+		for name := range table {
+			if name != strings.ToLower(name) {
+				return fmt.Errorf("image settings: unknown setting %.100q", name)
+			}
+		}
+	}
+	return nil
 }
 
 // explain names what is wrong, without the lines around it: they may hold a proxy's password.

@@ -78,11 +78,25 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// What has no effect is said.
+func TestIgnored(t *testing.T) {
+	t.Parallel()
+	got, ignored, err := Parse([]byte("[image.image_pull_proxy]\nhttp_proxy = 'http://a'\nno_proxy = 'b'"))
+	want := []string{"image.image_pull_proxy.http_proxy", "image.image_pull_proxy.no_proxy"}
+	if err != nil || !slices.Equal(ignored, want) || !reflect.DeepEqual(got, layout.ImageSettings{}) {
+		t.Errorf("%+v, %q, %v; want nothing and %q", got, ignored, err, want)
+	}
+}
+
 func TestParseErrors(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct{ in, want string }{
 		"unknown in image": {"[image]\nimage_security_polcy = 'x'", "line 2: unknown setting"},
 		"unknown at top":   {"imag = 1", "unknown setting"},
+		"other spelling":   {"[image]\nImage_Security_Policy = 'x'", "unknown setting"},
+		"other table":      {"[Image]\nimage_security_policy = 'x'", "unknown setting"},
+		"proxy spelling":   {"[image.image_pull_proxy]\nHTTPS_PROXY = 'http://a'", "unknown setting"},
+		"proxy scheme":     {"[image.image_pull_proxy]\nhttps_proxy = 'ftp://secret@a'", "https_proxy is not"},
 		"keys from a file": {"[image]\nPolicyKeys = {a = 'x'}", "unknown setting"},
 		"type":             {"[image]\nallow_insecure_registries = 'yes'", "line 2"},
 		"not TOML":         {"[image", "line 1"},

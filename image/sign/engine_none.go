@@ -8,8 +8,6 @@ package sign
 import (
 	"context"
 	"errors"
-
-	"go.podman.io/image/v5/docker/reference"
 )
 
 // errNoSignatures is why this build refuses a policy.
@@ -27,6 +25,6 @@ func newEngine(r *rules, _ map[string][]byte, _ string) (*engine, error) {
 	return &engine{}, nil
 }
 
-func (*engine) evaluate(context.Context, reference.Named, []byte, []rawSignature) (reason, err error) {
+func (*engine) evaluate(context.Context, request, []byte, []rawSignature) (reason, err error) {
 	return nil, errNoSignatures
 }

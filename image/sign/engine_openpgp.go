@@ -60,7 +60,7 @@ func newEngine(r *rules, keys map[string][]byte, tempDir string) (*engine, error
 }
 
 // evaluate asks the library about an image; a reason means that the policy does not allow it.
-func (e *engine) evaluate(ctx context.Context, ref reference.Named, manifest []byte, raw []rawSignature) (reason, err error) {
+func (e *engine) evaluate(ctx context.Context, r request, manifest []byte, raw []rawSignature) (reason, err error) {
 	dir, err := os.MkdirTemp(e.tempDir, "signatures-")
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for signatures: %w", err)
@@ -85,7 +85,7 @@ func (e *engine) evaluate(ctx context.Context, ref reference.Named, manifest []b
 	}
 	defer func() { err = errors.Join(err, pc.Destroy()) }()
 	allowed, reason := pc.IsRunningImageAllowed(ctx, &unparsed{
-		UnparsedImage: image.UnparsedInstance(src, nil), ref: dockerRef{ref}, manifest: manifest,
+		UnparsedImage: image.UnparsedInstance(src, nil), ref: dockerRef{r.ref, r.scopeOf}, manifest: manifest,
 	})
 	if allowed && reason == nil {
 		return nil, ctx.Err()
@@ -152,7 +152,7 @@ var errNoAccess = errors.New("images are reached by the guest's own client only"
 
 // dockerRef is a reference of the docker transport by which no image can be reached. The library's own one brings its
 // client and the configuration files of that.
-type dockerRef struct{ named reference.Named }
+type dockerRef struct{ named, scopeOf reference.Named }
 
 // Transport implements types.ImageReference.
 func (dockerRef) Transport() types.ImageTransport { return dockerTransport{} }
@@ -165,7 +165,7 @@ func (r dockerRef) DockerReference() reference.Named { return r.named }
 
 // PolicyConfigurationIdentity implements types.ImageReference.
 func (r dockerRef) PolicyConfigurationIdentity() string {
-	identity, err := policyconfiguration.DockerReferenceIdentity(r.named)
+	identity, err := policyconfiguration.DockerReferenceIdentity(r.scopeOf)
 	if err != nil { // parseReference returns no such reference
 		return ""
 	}
@@ -174,7 +174,7 @@ func (r dockerRef) PolicyConfigurationIdentity() string {
 
 // PolicyConfigurationNamespaces implements types.ImageReference.
 func (r dockerRef) PolicyConfigurationNamespaces() []string {
-	return policyconfiguration.DockerReferenceNamespaces(r.named)
+	return policyconfiguration.DockerReferenceNamespaces(r.scopeOf)
 }
 
 // NewImage implements types.ImageReference.
@@ -206,7 +206,7 @@ func (dockerTransport) ParseReference(s string) (types.ImageReference, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dockerRef{named}, nil
+	return dockerRef{named, named}, nil
 }
 
 // ValidatePolicyConfigurationScope implements types.ImageTransport; the library's docker transport accepts all, too.

@@ -57,7 +57,7 @@ func (p *Policy) signatures(ctx context.Context, r request) ([]rawSignature, err
 	if err != nil {
 		return nil, err
 	}
-	if r.need == needSigstore && p.lookaside.attachments(r.ref) {
+	if r.need == needSigstore && p.lookaside.attachments(r.scopeOf) {
 		attached, err := r.attached(ctx)
 		if err != nil {
 			return nil, err
@@ -69,7 +69,7 @@ func (p *Policy) signatures(ctx context.Context, r request) ([]rawSignature, err
 
 // fromLookaside fetches signature-1, signature-2 and so on until there is none.
 func (p *Policy) fromLookaside(ctx context.Context, r request) ([]rawSignature, error) {
-	base, err := p.lookaside.base(r.ref, r.digest)
+	base, err := p.lookaside.base(r)
 	if err != nil || base == "" {
 		return nil, err
 	}

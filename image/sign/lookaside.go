@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/url"
 
-	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/policyconfiguration"
 	"go.podman.io/image/v5/docker/reference"
 	"go.yaml.in/yaml/v3"
@@ -95,8 +94,8 @@ func (l lookaside) attachments(ref reference.Named) bool {
 }
 
 // base returns the URL under which the store keeps the signatures of a manifest, empty if there is no store.
-func (l lookaside) base(ref reference.Named, d digest.Digest) (string, error) {
-	s := find(l, ref, func(n namespace) string {
+func (l lookaside) base(r request) (string, error) {
+	s := find(l, r.scopeOf, func(n namespace) string {
 		if n.Lookaside != "" {
 			return n.Lookaside
 		}
@@ -109,7 +108,7 @@ func (l lookaside) base(ref reference.Named, d digest.Digest) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	u.Path += fmt.Sprintf("/%s@%s=%s", reference.Path(ref), d.Algorithm(), d.Encoded())
+	u.Path += fmt.Sprintf("/%s@%s=%s", reference.Path(r.ref), r.digest.Algorithm(), r.digest.Encoded())
 	u.RawPath = ""
 	return u.String(), nil
 }

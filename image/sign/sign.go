@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -136,37 +138,21 @@ func (p *Policy) Check(ctx context.Context, ref string, manifestDigest digest.Di
 	if err != nil {
 		return err
 	}
-	if err := checkDigest(manifestDigest); err != nil {
-		return fmt.Errorf("verify %s: %w", named, err)
-	}
-	if digested, ok := named.(reference.Digested); ok && digested.Digest() != manifestDigest {
-		return fmt.Errorf("verify %s: the manifest has digest %s", named, manifestDigest)
-	}
-	if p == nil || p.rules == nil {
-		return reject(ErrRejected, "", "there is no policy")
-	}
-	scope, reqs := p.rules.of(named)
-	switch need := needs(reqs); need {
-	case needNothing:
-		return nil
-	case needRefusal:
-		return reject(ErrRejected, scope, "the policy rejects every image here")
-	default:
-		return p.verify(ctx, request{ref: named, digest: manifestDigest, src: src, scope: scope, need: need})
-	}
+	return p.check(ctx, request{ref: named, scopeOf: named, digest: manifestDigest, src: src})
 }
 
 // CheckImage is Check for what may be an index: a signature on it, as cosign makes them, is as good as one on the manifest
-// that is used of it, as podman wants them. manifest returns the digest of the latter, d itself if there is no index. It is
-// called only where signatures are asked for and d has none that is accepted.
+// that is used of it, as podman wants them. What is asked for is decided by the reference in either case. manifest returns
+// the digest of the manifest, d itself if there is no index. It is called only where signatures are asked for and d has
+// none that is accepted.
 func (p *Policy) CheckImage(ctx context.Context, ref string, d digest.Digest, manifest func(context.Context) (digest.Digest, error), src Source) error {
 	refused := p.Check(ctx, ref, d, src)
 	if !errors.Is(refused, ErrUnsigned) {
 		return refused
 	}
 	used, err := manifest(ctx)
-	if err != nil {
-		return errors.Join(refused, err)
+	if err != nil { // which is no refusal: a retry may help
+		return fmt.Errorf("verify %s: manifest: %w (%s)", ref, err, refused.Error())
 	}
 	if used == d {
 		return refused
@@ -175,24 +161,68 @@ func (p *Policy) CheckImage(ctx context.Context, ref string, d digest.Digest, ma
 	if err != nil {
 		return err
 	}
+	r := request{ref: named, scopeOf: named, digest: used, src: src}
 	if _, ok := named.(reference.Digested); ok {
-		if named, err = reference.WithDigest(reference.TrimNamed(named), used); err != nil {
+		if r.ref, err = reference.WithDigest(reference.TrimNamed(named), used); err != nil {
 			return fmt.Errorf("verify %s: %w", ref, err)
 		}
 	}
-	if err := p.Check(ctx, named.String(), used, src); err != nil {
+	err = p.check(ctx, r)
+	if errors.Is(err, ErrRejected) {
 		return fmt.Errorf("%w; and its manifest %s: %w", refused, used, err)
 	}
-	return nil
+	return err
+}
+
+// check decides on a request whose reference is sound.
+func (p *Policy) check(ctx context.Context, r request) error {
+	if err := checkDigest(r.digest); err != nil {
+		return fmt.Errorf("verify %s: %w", r.ref, err)
+	}
+	if digested, ok := r.ref.(reference.Digested); ok && digested.Digest() != r.digest {
+		return fmt.Errorf("verify %s: the manifest has digest %s", r.ref, r.digest)
+	}
+	if p == nil || p.rules == nil {
+		return reject(ErrRejected, "", "there is no policy")
+	}
+	var reqs []requirement
+	r.scope, reqs = p.rules.of(r.scopeOf)
+	switch r.need = needs(reqs); r.need {
+	case needNothing:
+		return nil
+	case needRefusal:
+		return reject(ErrRejected, r.scope, "the policy rejects every image here")
+	default:
+		return p.verify(ctx, r)
+	}
+}
+
+// Unsigned returns the scopes of a policy in which images need no signature, sorted.
+func (p *Policy) Unsigned() []string {
+	if p == nil || p.rules == nil {
+		return nil
+	}
+	var scopes []string
+	if needs(p.rules.Default) == needNothing {
+		scopes = append(scopes, "default")
+	}
+	for scope, reqs := range p.rules.Transports["docker"] {
+		if needs(reqs) == needNothing {
+			scopes = append(scopes, strconv.Quote(scope))
+		}
+	}
+	slices.Sort(scopes)
+	return scopes
 }
 
 // request is one question to a policy.
 type request struct {
-	ref    reference.Named
-	digest digest.Digest
-	src    Source
-	scope  string
-	need   need
+	// ref is what a signature must be for, scopeOf what decides which ones are asked for.
+	ref, scopeOf reference.Named
+	digest       digest.Digest
+	src          Source
+	scope        string
+	need         need
 }
 
 // verify asks for the signatures that a scope needs, and the engine about them.
@@ -205,7 +235,7 @@ func (p *Policy) verify(ctx context.Context, r request) error {
 	if err != nil {
 		return fmt.Errorf("verify %s: signatures: %w", r.ref, err)
 	}
-	reason, err := p.engine.evaluate(ctx, r.ref, manifest, signatures)
+	reason, err := p.engine.evaluate(ctx, r, manifest, signatures)
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", r.ref, err)
 	}

@@ -189,7 +189,7 @@ func TestLookasideConfiguration(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		base, err := l.base(named, testDigest())
+		base, err := l.base(request{ref: named, scopeOf: named, digest: testDigest()})
 		if base != tt.base || err != nil || l.attachments(named) != tt.attached {
 			t.Errorf("%s: %q, %v, attachments %t; want %q, %t", name, base, err, l.attachments(named), tt.base, tt.attached)
 		}
@@ -254,7 +254,7 @@ func FuzzLookaside(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		base, err := l.base(named, testDigest())
+		base, err := l.base(request{ref: named, scopeOf: named, digest: testDigest()})
 		if err != nil || (base != "" && !strings.HasPrefix(base, "https://")) {
 			t.Fatalf("%q: %q, %v", data, base, err)
 		}

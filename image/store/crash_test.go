@@ -243,7 +243,7 @@ func TestFailingDisk(t *testing.T) {
 // What does not look right at start is not used.
 func TestLoadRefuses(t *testing.T) {
 	blob, diff := digest.FromString("x"), digest.FromString("y")
-	good := fmt.Sprintf(`{"version":1,"blob":%q,"diffID":%q,"encrypted":true,"size":5}`, blob, diff)
+	good := fmt.Sprintf(`{"version":2,"blob":%q,"diffID":%q,"encrypted":true,"opaque":false,"size":5}`, blob, diff)
 	name := "sha256-" + blob.Encoded()
 	for title, tt := range map[string]struct {
 		file, data string
@@ -255,7 +255,7 @@ func TestLoadRefuses(t *testing.T) {
 		"another name":    {"sha256-" + diff.Encoded(), good, true, 0},
 		"cut":             {name, good[:20], true, 0},
 		"empty":           {name, "", true, 0},
-		"unknown version": {name, strings.Replace(good, `:1,`, `:2,`, 1), true, 0},
+		"unknown version": {name, strings.Replace(good, `:2,`, `:3,`, 1), true, 0},
 		"unknown field":   {name, strings.Replace(good, `"size"`, `"sizes"`, 1), true, 0},
 		"not a digest":    {name, strings.Replace(good, string(diff), "../../x", 1), true, 0},
 		"large":           {name, good + strings.Repeat(" ", maxRecord), true, 0},

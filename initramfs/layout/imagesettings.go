@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -99,8 +100,9 @@ func (i *ImageSettings) Validate() error {
 		return fmt.Errorf("image settings: max_concurrent_layer_downloads_per_image is %d", i.Parallel)
 	}
 	if p := i.Proxy.HTTPSProxy; p != "" {
-		if u, err := url.Parse(p); err != nil || u.Host == "" { // the text may hold a password
-			return errors.New("image settings: https_proxy is not the URL of a proxy")
+		u, err := url.Parse(p) // whose errors, and the text, may hold a password
+		if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
+			return errors.New("image settings: https_proxy is not the URL of a proxy: http, https, socks5 or socks5h")
 		}
 	}
 	return i.Limits.validate()
