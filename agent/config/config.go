@@ -81,6 +81,9 @@ type setting struct {
 	param, key, env string
 	// value is nil for a setting that has no meaning here.
 	value value
+	// always says that the kernel parameter counts beside a configuration file, too, as whoever reads it in a guest of Kata's
+	// looks at no file. What is there in another form is an error: without it more images would be used.
+	always bool
 	// instead says what happens instead of what a setting without a value asks for.
 	instead string
 	// harmless is the one text of a setting without a value that asks for what happens anyway, so is not warned about.
@@ -107,9 +110,9 @@ func settings(c *Config, cgroupNoV1 *bool) []setting {
 		{param: "cgroup_no_v1", value: allValue{cgroupNoV1}},
 		{param: "agent.https_proxy", key: "https_proxy", value: proxyValue{&c.HTTPSProxy}},
 		{param: "agent.no_proxy", key: "no_proxy", value: textValue{to: &c.NoProxy}},
-		{param: "agent.image_policy_file", value: textValue{to: &c.ImagePolicyFile}},
-		{param: "agent.image_registry_auth", value: textValue{to: &c.ImageRegistryAuth}},
-		{param: "agent.enable_signature_verification", value: boolValue{to: &c.SignatureVerification, strict: true}},
+		{param: "agent.image_policy_file", key: "image_policy_file", value: textValue{to: &c.ImagePolicyFile}, always: true},
+		{param: "agent.image_registry_auth", key: "image_registry_auth", value: textValue{to: &c.ImageRegistryAuth}, always: true},
+		{param: "agent.enable_signature_verification", key: "enable_signature_verification", value: boolValue{to: &c.SignatureVerification, strict: true}, always: true},
 		{key: "policy_file", env: "KATA_AGENT_POLICY_FILE", value: textValue{to: &c.PolicyFile, emptyText: true}},
 		{param: "agent.secure_storage_integrity", key: "secure_storage_integrity", value: boolValue{to: &c.SecureStorageIntegrity, strict: true}},
 	}

@@ -31,7 +31,8 @@ const (
 
 // Options are the sources of settings.
 type Options struct {
-	// CommandLine is the text of /proc/cmdline, at most MaxCommandLine bytes. It is not looked at if File is set.
+	// CommandLine is the text of /proc/cmdline, at most MaxCommandLine bytes. If File is set, only what decides on images
+	// is looked at.
 	CommandLine string
 	// File is the path of a configuration file, as the option -c has it; empty means none.
 	File string
@@ -60,6 +61,8 @@ func (w Warning) String() string { return w.Source + ": " + w.Setting + ": " + w
 //   - File, then the environment over it;
 //   - else, if the command line names a file with agent.config_file, that file alone;
 //   - else the command line, then the environment over it.
+//
+// What the command line says about images counts in any case, and below the file.
 //
 // A malformed value is an error that names it, except where Kata goes on with another one: that is done here as well,
 // with a warning, unless it would turn a protection off. With an error come the warnings
@@ -103,14 +106,17 @@ func (l *loader) warn(name, text string) {
 }
 
 func (l *loader) load() error {
+	if len(l.CommandLine) > MaxCommandLine {
+		return fmt.Errorf("kernel command line: it is longer than %d bytes", MaxCommandLine)
+	}
+	if err := l.readAlways(); err != nil {
+		return err
+	}
 	if l.File != "" {
 		if err := l.readFile(l.File); err != nil {
 			return err
 		}
 		return l.readEnv()
-	}
-	if len(l.CommandLine) > MaxCommandLine {
-		return fmt.Errorf("kernel command line: it is longer than %d bytes", MaxCommandLine)
 	}
 	for p := range parameters(l.CommandLine) {
 		if p.name == fileParam && p.valued {
@@ -130,12 +136,35 @@ func (l *loader) load() error {
 	return l.readEnv()
 }
 
+// find returns the setting of a kernel parameter.
+func (l *loader) find(param string) (setting, bool) {
+	at := slices.IndexFunc(l.settings, func(s setting) bool { return s.param != "" && s.param == param })
+	if at < 0 {
+		return setting{}, false
+	}
+	return l.settings[at], true
+}
+
+// readAlways reads the parameters that count beside a file.
+func (l *loader) readAlways() error {
+	for p := range parameters(l.CommandLine) {
+		s, ok := l.find(p.name)
+		if !ok || !s.always {
+			continue
+		}
+		if v := s.value.fromText(p.value); !p.valued || v.refused || v.note != "" {
+			return fmt.Errorf("kernel command line: %s is %q, want %s", p.name, shorten(p.value), s.value.want())
+		}
+	}
+	return nil
+}
+
 // warnShadowed warns of what a file that the command line names makes void.
 func (l *loader) warnShadowed() {
 	const text = "it has no effect, as " + fileParam + " is given: the file alone counts"
 	l.from("kernel command line")
 	for p := range parameters(l.CommandLine) {
-		if strings.HasPrefix(p.name, "agent.") && p.name != fileParam {
+		if s, _ := l.find(p.name); strings.HasPrefix(p.name, "agent.") && p.name != fileParam && !s.always {
 			l.warn(shorten(p.name), text)
 		}
 	}
@@ -148,8 +177,8 @@ func (l *loader) warnShadowed() {
 }
 
 func (l *loader) parameter(p parameter) error {
-	at := slices.IndexFunc(l.settings, func(s setting) bool { return s.param != "" && s.param == p.name })
-	if at < 0 {
+	s, ok := l.find(p.name)
+	if !ok {
 		switch {
 		case p.name == fileParam:
 			l.warn(fileParam, "it needs a value, so it has no effect")
@@ -158,7 +187,9 @@ func (l *loader) parameter(p parameter) error {
 		}
 		return nil
 	}
-	s := l.settings[at]
+	if s.always { // readAlways has read it
+		return nil
+	}
 	if p.valued || s.value == nil {
 		return l.text(s, p.name, p.value)
 	}

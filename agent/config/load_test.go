@@ -80,10 +80,9 @@ func TestEverySetting(t *testing.T) {
 		{"cgroup_no_v1=all systemd.unified_cgroup_hierarchy=0 cgroup_no_v1=cpu", "", "", func(c *Config) { c.UnifiedCgroupHierarchy = true }},
 		{"agent.https_proxy=http://p:81", `https_proxy = "http://p:81"`, "", func(c *Config) { c.HTTPSProxy = "http://p:81" }},
 		{`agent.no_proxy="a, b"`, `no_proxy = "a, b"`, "", func(c *Config) { c.NoProxy = "a, b" }},
-		{"agent.image_policy_file=file:///p.json agent.image_registry_auth=kbs:///a/b/c", "", "", func(c *Config) {
-			c.ImagePolicyFile, c.ImageRegistryAuth = "file:///p.json", "kbs:///a/b/c"
-		}},
-		{"agent.enable_signature_verification=true", "", "", func(c *Config) { c.SignatureVerification = true }},
+		{"agent.image_policy_file=file:///p.json", `image_policy_file = "file:///p.json"`, "", func(c *Config) { c.ImagePolicyFile = "file:///p.json" }},
+		{"agent.image_registry_auth=kbs:///a/b/c", `image_registry_auth = "kbs:///a/b/c"`, "", func(c *Config) { c.ImageRegistryAuth = "kbs:///a/b/c" }},
+		{"agent.enable_signature_verification=true", "enable_signature_verification = true", "", func(c *Config) { c.SignatureVerification = true }},
 		{"", `policy_file = "/p.rego"`, "KATA_AGENT_POLICY_FILE=/p.rego", func(c *Config) { c.PolicyFile = "/p.rego" }},
 		{"agent.secure_storage_integrity=0", "secure_storage_integrity = false", "", func(c *Config) { c.SecureStorageIntegrity = false }},
 		// Values that are right and change nothing.
@@ -342,5 +341,36 @@ func TestFilesOfThisMachine(t *testing.T) {
 	missing := filepath.Join(dir, "missing")
 	if _, _, err := Load(Options{File: missing}); !errors.Is(err, os.ErrNotExist) || strings.Count(err.Error(), missing) != 1 {
 		t.Errorf("a missing file: got %v", err)
+	}
+}
+
+// What decides on images counts wherever it stands, and is never passed over: without it more images would be used.
+func TestImageParametersAlwaysCount(t *testing.T) {
+	t.Parallel()
+	const line = "agent.image_policy_file=file:///p agent.enable_signature_verification=1 agent.image_registry_auth=file:///a"
+	for name, o := range map[string]Options{
+		"line":       {CommandLine: line},
+		"file":       {CommandLine: line, File: "/c"},
+		"named file": {CommandLine: line + " agent.config_file=/c"},
+	} {
+		o.Open = opens("log_level = 'debug'")
+		c, warnings, err := Load(o)
+		if err != nil || len(warnings) != 0 || c.ImagePolicyFile != "file:///p" || c.ImageRegistryAuth != "file:///a" || !c.SignatureVerification {
+			t.Errorf("%s: %+v, %v, %v", name, c, warnings, err)
+		}
+	}
+	c, _, err := Load(Options{CommandLine: line, File: "/c", Open: opens("image_policy_file = 'file:///q'")})
+	if err != nil || c.ImagePolicyFile != "file:///q" {
+		t.Errorf("a file that says otherwise: %+v, %v", c, err)
+	}
+	for _, bad := range []string{
+		"agent.image_policy_file", "agent.image_policy_file=", "agent.image_registry_auth=", "agent.enable_signature_verification",
+		"agent.enable_signature_verification=yes", "agent.enable_signature_verification=",
+	} {
+		for _, file := range []string{"", "/c"} {
+			if c, _, err := Load(Options{CommandLine: bad, File: file, Open: opens("")}); err == nil {
+				t.Errorf("%s is passed over: %+v", bad, c)
+			}
+		}
 	}
 }

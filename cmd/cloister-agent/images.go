@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/cloister-cc/cloister/agent"
@@ -14,13 +16,18 @@ import (
 )
 
 // measure gives image the one thing it needs of attest: to record which images are used.
-func measure(events *attest.Log) func(ctx context.Context, reference, digest string) error {
+func measure(events *attest.Log, log *slog.Logger) func(ctx context.Context, reference, digest string) error {
 	return func(_ context.Context, reference, digest string) error {
 		event, err := attest.PullImage(reference, digest)
+		if err == nil {
+			err = events.Append(event)
+		}
 		if err != nil {
 			return err
 		}
-		return events.Append(event)
+		register := events.Digest()
+		log.Info("image is measured", "event", event.String(), "log", "sha384:"+hex.EncodeToString(register[:]))
+		return nil
 	}
 }
 

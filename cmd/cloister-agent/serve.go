@@ -84,7 +84,7 @@ func serve(ctx context.Context, s setup, reaper *proc.Reaper, log *slog.Logger) 
 	defer cancel()
 	// net/http tells about odd servers by the standard logger, whose lines would go to the console as they are.
 	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
-	s.images.Measure = measure(attest.NewLog())
+	s.images.Measure = measure(attest.NewLog(), log)
 	images, err := image.New(s.images)
 	clear(s.images.Auth)
 	if err != nil {

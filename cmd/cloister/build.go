@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cloister-cc/cloister/guestimage"
 	"github.com/cloister-cc/cloister/guestimage/imagecrypt"
@@ -92,14 +93,7 @@ func newBuildCommand() *cobra.Command {
 	f.StringVar(&o.RegistryCA, "registry-ca", "", "PEM certificates that registries are checked against")
 	f.StringVar(&o.RegistryAuth, "registry-auth", "", "registry credentials, like Docker's config.json")
 	f.StringArrayVar(&imageKeys, "image-key", nil, "URI=FILE: the 32 byte image key of kbs:///repository/type/tag (may be repeated)")
-	f.StringArrayVar(&privateKeys, "image-private-key", nil, "URI=FILE: private key for layers encrypted with jwe, pkcs7 or pgp (may be repeated)")
-	f.StringVar(&o.Image.Policy, "image-policy", "", "policy.json that decides on images, or "+guestimage.AcceptAnything+" (default: all are refused)")
-	f.StringVar(&o.Image.SigstoreConfig, "sigstore-config", "", "where signatures are kept beside registries, as in containers-registries.d(5)")
-	f.StringVar(&o.Image.Registries, "registries-conf", "", "mirrors and blocked registries, as in containers-registries.conf(5)")
-	f.BoolVar(&o.Image.AllowInsecure, "allow-insecure-registries", false, "let registries.conf name registries whose certificates are not checked")
-	f.StringVar(&o.Image.HTTPSProxy, "https-proxy", "", "URL of the proxy by which registries are reached")
-	f.StringVar(&o.Image.NoProxy, "no-proxy", "", "what is reached without it, separated by commas")
-	f.StringVar(&o.Image.CDHConfig, "cdh-config", "", "cdh.toml of Confidential Containers, whose [image] table says more")
+	addImageFlags(f, &o.Image, &privateKeys)
 	f.StringArrayVar(&secrets, "secret", nil, "URI=FILE: what a sealed secret names, or the public key of its signer (may be repeated)")
 	f.StringVar(&o.Policy, "policy", "", "requests of the host: deny-all (default) or allow-all")
 	f.StringVar(&o.LogLevel, "log-level", "", "agent's log level: debug, info (default), warn or error")
@@ -114,6 +108,18 @@ func newBuildCommand() *cobra.Command {
 	f.StringVarP(&o.Output, "output", "o", "", "folder to write; a guest that is there is replaced")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON on standard output")
 	return cmd
+}
+
+// addImageFlags adds the flags that say which images the guest will use.
+func addImageFlags(f *pflag.FlagSet, o *guestimage.ImageOptions, privateKeys *[]string) {
+	f.StringArrayVar(privateKeys, "image-private-key", nil, "URI=FILE: private key for layers encrypted with jwe, pkcs7 or pgp (may be repeated)")
+	f.StringVar(&o.Policy, "image-policy", "", "policy.json that decides on images, or "+guestimage.AcceptAnything+" (default: all are refused)")
+	f.StringVar(&o.SigstoreConfig, "sigstore-config", "", "where signatures are kept beside registries, as in containers-registries.d(5)")
+	f.StringVar(&o.Registries, "registries-conf", "", "mirrors and blocked registries, as in containers-registries.conf(5)")
+	f.BoolVar(&o.AllowInsecure, "allow-insecure-registries", false, "let registries.conf name registries whose certificates are not checked")
+	f.StringVar(&o.HTTPSProxy, "https-proxy", "", "URL of the proxy by which registries are reached")
+	f.StringVar(&o.NoProxy, "no-proxy", "", "what is reached without it, separated by commas")
+	f.StringVar(&o.CDHConfig, "cdh-config", "", "cdh.toml of Confidential Containers, whose [image] table says more")
 }
 
 // requireFlags makes a usage error of flags that are not given, all at once.

@@ -26,7 +26,7 @@ const maxLayered = 64 << 30
 //
 // What comes out is what a container in the guest sees of the same layers: each layer by itself as image/unpack writes
 // it, below that what overlayfs shows of the lower ones. There are these differences: times are 0, files that were linked
-// to each other are copies, attributes are those that rootdisk keeps, and an opaque root folder hides all layers below.
+// to each other are copies, and attributes are those that rootdisk keeps.
 type Layered struct {
 	root  *node
 	spool *os.File

@@ -11,11 +11,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,7 +31,9 @@ type Config struct {
 	PlainLoopback bool
 	// Auth holds credentials; nil means none.
 	Auth *Auth
-	// HTTPSProxy is the URL of a proxy, NoProxy lists what is reached without it; see golang.org/x/net/http/httpproxy.
+	// HTTPSProxy is the URL of a proxy, NoProxy lists what is reached without it; see golang.org/x/net/http/httpproxy. The
+	// certificate of a proxy with https is checked against CA, also on the way to an insecure registry. A registry that is
+	// spoken to without TLS is reached through the proxy as well, which then sees the credentials like anyone on the way.
 	HTTPSProxy, NoProxy string
 	// UserAgent is sent with requests.
 	UserAgent string
@@ -54,8 +54,7 @@ type Client struct {
 	registries *Registries
 	log        *slog.Logger
 
-	mu          sync.Mutex
-	authorizers map[string]docker.Authorizer
+	grants grants
 }
 
 // New returns a client. It opens no connection.
@@ -63,7 +62,7 @@ func New(c Config) *Client {
 	transport := newBySize(newTransport(c.CA, c.HTTPSProxy, c.NoProxy), newTransport(c.CA, c.HTTPSProxy, c.NoProxy))
 	rt := strict{next: transport, plainLoopback: c.PlainLoopback, insecure: c.Registries.insecureHosts()}
 	if len(rt.insecure) > 0 {
-		rt.unverified = unverified(newTransport(nil, c.HTTPSProxy, c.NoProxy))
+		rt.unverified = newUnverified(c.CA, c.HTTPSProxy, c.NoProxy)
 	}
 	return newClientWith(c, rt)
 }
@@ -207,7 +206,7 @@ func (c *Client) fetch(ctx context.Context, ref Reference, desc ocispec.Descript
 		size = limit
 	}
 	// Only these three fields: a descriptor's URLs would be followed to any host, with the system's certificates.
-	bounded := withLimit(quiet(ctx), max(limit, MaxManifestSize)) // a token on the way may be larger than a small blob
+	bounded := withLimit(quiet(ctx), max(limit, MaxManifestSize)) // an error's answer may be larger than a small blob
 	return fetcher.Fetch(bounded, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: size})
 }
 

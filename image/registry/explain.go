@@ -68,7 +68,7 @@ func Explain(ref Reference, err error) error {
 	switch ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded); {
 	case ended: // as it is
 	case errors.Is(err, docker.ErrInvalidAuthorization), errors.As(err, &status) && unauthorized(status.StatusCode):
-		return fmt.Errorf("registry: %s: %w: check the auth.json entry of %s in the sealed initramfs", ref, ErrUnauthorized, ref.Host)
+		return fmt.Errorf("registry: %s: %w: check the credentials that the guest has for %s", ref, ErrUnauthorized, ref.Host)
 	case errdefs.IsNotFound(err):
 		err = ErrNotFound
 	}

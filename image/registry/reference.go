@@ -19,7 +19,7 @@ const MaxReferenceSize = 1024
 
 // Reference is an image reference with an explicit registry, see ParseReference.
 type Reference struct {
-	// Host is the registry's host, with a port unless it is 443.
+	// Host is the registry's host, with a port unless that is 443.
 	Host string
 	// Repository is the path of the image in the registry.
 	Repository string
@@ -31,8 +31,11 @@ type Reference struct {
 
 // ParseReference reads host[:port]/repository[:tag][@digest]. A reference without a registry host is refused: which
 // registry a short name means must not be guessed inside the guest. A digest overrides the tag; without both the tag
-// is "latest". There is one spelling of a host only, as policies and registries.conf compare texts: lower case, IPv6
-// addresses as RFC 5952 has them, no zeros before a port.
+// is "latest".
+//
+// There is one spelling of an image only, as policies and registries.conf compare texts: a host in lower case, IPv6
+// addresses as RFC 5952 has them, no zeros before a port, no port 443. Docker Hub is docker.io, not one of the hosts
+// behind that name, and its official images are docker.io/library/name, not docker.io/name.
 func ParseReference(s string) (Reference, error) {
 	if len(s) > MaxReferenceSize {
 		return Reference{}, fmt.Errorf("image reference is longer than %d bytes", MaxReferenceSize)
@@ -49,12 +52,8 @@ func ParseReference(s string) (Reference, error) {
 	if !explicitHost(r.Host) {
 		return Reference{}, fmt.Errorf("image reference %q does not name its registry: write host/repository:tag, for instance docker.io/library/%s", s, s)
 	}
-	host, err := canonicalHost(r.Host)
-	if err != nil {
+	if err := checkName(r.Host, r.Repository); err != nil {
 		return Reference{}, fmt.Errorf("image reference %q: %w", s, err)
-	}
-	if host != r.Host {
-		return Reference{}, fmt.Errorf("image reference %q: write its registry's host as %s", s, host)
 	}
 	if digested, ok := parsed.(reference.Digested); ok {
 		r.Digest = digested.Digest()
@@ -70,6 +69,21 @@ func ParseReference(s string) (Reference, error) {
 	return r, nil
 }
 
+// checkName refuses other spellings of a repository's name than the one that there is.
+func checkName(host, repository string) error {
+	want, err := canonicalHost(host)
+	if err != nil {
+		return err
+	}
+	if want = hubName(want); want != host {
+		return fmt.Errorf("write its registry's host as %s", want)
+	}
+	if host == "docker.io" && !strings.Contains(repository, "/") {
+		return fmt.Errorf("write docker.io/library/%s", repository)
+	}
+	return nil
+}
+
 // explicitHost applies the rule by which Docker tells a host from the first part of a short name's path.
 func explicitHost(s string) bool {
 	return strings.ContainsAny(s, ".:") || s == "localhost"
@@ -83,7 +97,10 @@ func canonicalHost(s string) (string, error) {
 		if err != nil || n == 0 {
 			return "", fmt.Errorf("%.100q has no valid port", s)
 		}
-		host, port = s[:i], ":"+strconv.FormatUint(n, 10)
+		host = s[:i]
+		if n != 443 { // the port of https is the same host without it
+			port = ":" + strconv.FormatUint(n, 10)
+		}
 	}
 	if inner, ok := strings.CutPrefix(host, "["); ok {
 		addr, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))

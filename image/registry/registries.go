@@ -105,6 +105,9 @@ func (r *Registries) add(rule rule, allowInsecure bool) error {
 		if !strings.HasPrefix(host, ".") || strings.ContainsAny(host, "/*@") || len(host) < 2 {
 			return errors.New("a prefix with * is of the form *.example.com")
 		}
+		if want, err := canonicalHost("x" + host); err != nil || want != "x"+host {
+			return errors.New("a prefix with * is of the form *.example.com, in lower case, and without port 443")
+		}
 		rule.wildcardHost = host
 	} else if err := checkLocation(rule.Prefix); err != nil {
 		return fmt.Errorf("prefix: %w", err)
@@ -155,16 +158,16 @@ func (r *Registries) use(location string, insecure, allowed bool) error {
 	return nil
 }
 
-// checkLocation accepts host[:port][/path], which has neither a tag nor a digest.
+// checkLocation accepts host[:port][/path], which has neither a tag nor a digest, in the spelling of ParseReference.
 func checkLocation(s string) error {
-	host, path, hasPath := strings.Cut(s, "/")
+	host, path, _ := strings.Cut(s, "/")
 	if !explicitHost(host) || strings.ContainsAny(path, ":@") {
 		return fmt.Errorf("%.200q is not host[:port][/path]", s)
 	}
-	if !hasPath {
-		s += "/x"
+	if want, err := canonicalHost(host); err == nil && hubName(want) != host {
+		return fmt.Errorf("%.200q is not host[:port][/path]: write its host as %s", s, hubName(want))
 	}
-	ref, err := ParseReference(s)
+	ref, err := ParseReference(s + "/x/x") // as docker.io has no image x
 	if err != nil || ref.Host != host {
 		return fmt.Errorf("%.200q is not host[:port][/path]", s)
 	}

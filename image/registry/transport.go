@@ -39,11 +39,9 @@ func newTransport(pool *x509.CertPool, proxy, noProxy string) *http.Transport {
 	if pool == nil {
 		pool = x509.NewCertPool() // a nil RootCAs would mean the system's pool
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout}
-	through := (&httpproxy.Config{HTTPSProxy: proxy, NoProxy: noProxy}).ProxyFunc()
 	return &http.Transport{
-		Proxy:                  func(r *http.Request) (*url.URL, error) { return through(r.URL) },
-		DialContext:            dialer.DialContext,
+		Proxy:                  proxyFunc(proxy, noProxy),
+		DialContext:            newDialer().DialContext,
 		TLSClientConfig:        &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    handshakeTimeout,
 		ResponseHeaderTimeout:  headerTimeout,
@@ -53,6 +51,15 @@ func newTransport(pool *x509.CertPool, proxy, noProxy string) *http.Transport {
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,
 	}
+}
+
+func newDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout} }
+
+// proxyFunc returns the proxy of a request. Plain HTTP, where it is allowed, goes through it too: whoever sets a proxy wants
+// nothing to go past it.
+func proxyFunc(proxy, noProxy string) func(*http.Request) (*url.URL, error) {
+	through := (&httpproxy.Config{HTTPProxy: proxy, HTTPSProxy: proxy, NoProxy: noProxy}).ProxyFunc()
+	return func(r *http.Request) (*url.URL, error) { return through(r.URL) }
 }
 
 // acceptManifests lists all that a reference can stand for.
@@ -153,15 +160,11 @@ func isLoopback(host string) bool {
 
 // CloseIdleConnections lets an http.Client close what it keeps open.
 func (s strict) CloseIdleConnections() {
-	if c, ok := s.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
+	for _, rt := range []http.RoundTripper{s.next, s.unverified} {
+		if c, ok := rt.(interface{ CloseIdleConnections() }); ok {
+			c.CloseIdleConnections()
+		}
 	}
-}
-
-// unverified makes a transport take any certificate.
-func unverified(t *http.Transport) http.RoundTripper {
-	t.TLSClientConfig.InsecureSkipVerify = true
-	return t
 }
 
 // limitedBody fails, rather than ends, after left bytes. What comes is reported to watch.

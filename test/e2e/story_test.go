@@ -82,6 +82,11 @@ func TestStory(t *testing.T) {
 	if !strings.Contains(vm.Console(), "sandbox is destroyed, powering off") {
 		t.Error("the console does not say that the sandbox is destroyed")
 	}
+	for _, text := range []string{"image is mounted", "image is measured", `PullImage {\"image\":\"` + images.good + `\",\"digest\":\"sha256:`, "log=sha384:"} {
+		if !strings.Contains(vm.Console(), text) {
+			t.Errorf("the console does not have %q", text)
+		}
+	}
 	if strings.Contains(vm.Console(), secret) {
 		t.Error("the secret of the image is on the console")
 	}
