@@ -63,21 +63,21 @@ func hostileCredentials() []row {
 	return []row{
 		// What is elsewhere is as good as what is here, and gets no credentials.
 		{name: "redirect to another host", do: leads("/v2/" + registrytest.Repository), want: ""},
-		{name: "redirect to a host that asks for its own", do: leads("/private"), want: "check the auth.json entry", is: registry.ErrUnauthorized},
-		{name: "401 for ever", do: always("/", 0, status(401, "WWW-Authenticate", `Basic realm="x"`)), want: "check the auth.json entry", is: registry.ErrUnauthorized},
+		{name: "redirect to a host that asks for its own", do: leads("/private"), want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
+		{name: "401 for ever", do: always("/", 0, status(401, "WWW-Authenticate", `Basic realm="x"`)), want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
 		{name: "401 for ever with tokens", do: func(_ *testing.T, h *hostile) bool {
 			h.Auth = "bearer"
 			h.on(manifests, 0, func(w http.ResponseWriter, _ *http.Request) {
 				status(401, "WWW-Authenticate", `Bearer realm="`+h.URL+`/token",service="x",error="insufficient_scope"`)(w, nil)
 			})
 			return false
-		}, want: "check the auth.json entry", is: registry.ErrUnauthorized},
-		{name: "401 without a challenge", do: always("/", 0, status(401)), want: "check the auth.json entry", is: registry.ErrUnauthorized},
-		{name: "401 with an unknown challenge", do: always("/", 0, status(401, "WWW-Authenticate", `Negotiate x`)), want: "check the auth.json entry", is: registry.ErrUnauthorized},
+		}, want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
+		{name: "401 without a challenge", do: always("/", 0, status(401)), want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
+		{name: "401 with an unknown challenge", do: always("/", 0, status(401, "WWW-Authenticate", `Negotiate x`)), want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
 		{name: "token of a file", do: realm(func(*hostile) string { return "file:///etc/passwd" }), want: "only https is allowed"},
 		{name: "token over plain HTTP", do: realm(func(h *hostile) string { return "http://" + h.elsewhere.Host() + "/token" }), want: "only https is allowed"},
 		{name: "token of no URL", do: realm(func(*hostile) string { return "https://[" }), want: "realm"},
-		{name: "token of somebody else", do: realm(func(h *hostile) string { return h.elsewhere.URL + "/token" }), leak: true, want: "check the auth.json entry", is: registry.ErrUnauthorized},
+		{name: "token of somebody else", do: realm(func(h *hostile) string { return h.elsewhere.URL + "/token" }), leak: true, want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
 		{name: "token request is redirected", do: token(func(h *hostile, w http.ResponseWriter, req *http.Request) {
 			http.Redirect(w, req, h.elsewhere.URL+"/token", http.StatusTemporaryRedirect)
 		}), want: "redirects a request for a token"},

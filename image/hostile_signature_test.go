@@ -63,7 +63,7 @@ func TestHostileSignatures(t *testing.T) {
 			m.Annotations = map[string]string{"x": strings.Repeat("x", 2<<20)}
 		}), "larger than 1048576 bytes", nil},
 		{"list of 65", list(func(_ *signed, m *ocispec.Manifest) { m.Layers = slices.Repeat(m.Layers, sign.MaxSignatures+1) }), "more than 64 signatures", nil},
-		{"list that is forbidden", on(".sig", status(403)), "check the auth.json entry", registry.ErrUnauthorized},
+		{"list that is forbidden", on(".sig", status(403)), "check the credentials that the guest has", registry.ErrUnauthorized},
 		{"list that is down", on(".sig", status(503)), "gave up after", nil},
 		{"no list", on(".sig", status(404)), "no signature exists", sign.ErrRejected},
 		{"signature of gigabytes", list(func(_ *signed, m *ocispec.Manifest) { m.Layers[0].Size = 4 << 30 }), "at most 131072 are allowed", nil},

@@ -261,7 +261,7 @@ func hostileAnswers() []row {
 		{name: "429 until a date", do: always(manifests, 1, status(429, "Retry-After", "Fri, 31 Dec 9999 23:59:59 GMT")), want: ""},
 		{name: "Retry-After of nonsense", do: always(manifests, 1, status(429, "Retry-After", strings.Repeat("9", 1000))), want: ""},
 		{name: "404", do: always(blobs, 0, status(404)), want: "not found", is: registry.ErrNotFound},
-		{name: "403", do: always(blobs, 0, status(403)), want: "check the auth.json entry", is: registry.ErrUnauthorized},
+		{name: "403", do: always(blobs, 0, status(403)), want: "check the credentials that the guest has", is: registry.ErrUnauthorized},
 		{name: "a status that there is not", do: always(blobs, 0, status(799)), want: "799"},
 		{name: "204 without content", do: always(blobs, 0, status(204)), want: "0 bytes, its manifest says", is: registry.ErrDigest},
 		{name: "an error that forges lines", do: always(blobs, 0, func(w http.ResponseWriter, _ *http.Request) {
