@@ -11,7 +11,8 @@ GOLANGCI_LINT := $(CACHE)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
 export CLOISTER_CACHE := $(CACHE)
 # What verifies the signatures of images is built with a tag (see image/sign); without it such a policy is refused.
-export GOFLAGS := $(strip $(GOFLAGS) -tags=containers_image_openpgp)
+TAGS := -tags=containers_image_openpgp
+export GOFLAGS := $(filter-out $(TAGS),$(shell go env GOFLAGS 2>/dev/null)) $(TAGS)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help

@@ -47,7 +47,8 @@ type authEntry struct {
 // A key is host[:port] or host[:port]/namespace[/repository], and the longest one that a repository's name begins with
 // counts. Docker's older spellings are read as Docker and podman do: with https:// or http:// a key stands for its host
 // whatever path follows, as it does with /v1/ or /v2/ at its end, and index.docker.io and registry-1.docker.io stand for
-// docker.io. A host with port 443 is the same host without it. Where several spellings of a key differ, the plain one counts; where that does not decide, it is an error.
+// docker.io, and a host with port 443 for the host. Where several spellings of a key differ, the plain one counts; where
+// that does not decide, it is an error.
 func ParseAuth(data []byte) (*Auth, error) {
 	if len(data) > MaxAuthSize {
 		return nil, fmt.Errorf("registry credentials are larger than %d bytes", MaxAuthSize)

@@ -68,8 +68,11 @@ func TestAuthKeys(t *testing.T) {
 		{name: "index.docker.io/v1/", keys: map[string]string{"index.docker.io/v1/": "hub"}, want: hub, ours: true},
 		{name: "hub's namespace", keys: map[string]string{"docker.io/a": "hub"}, want: map[string]string{"docker.io/a/b/c": "hub", "docker.io/library/busybox": "", "docker.io/a/x": "hub"}},
 		{name: "addresses", keys: map[string]string{"https://r.example/v1/": "r", "http://s.example:5000/": "s", "https://t.example/v2/some/thing": "t", "http://[::1]:5000/v2/": "six"}, want: map[string]string{
-			"r.example/a": "r", "s.example:5000/a": "s", "t.example/other": "t", "[::1]:5000/a": "six", "r.example:443/a": "",
+			"r.example/a": "r", "s.example:5000/a": "s", "t.example/other": "t", "[::1]:5000/a": "six",
 		}},
+		{name: "port 443", keys: map[string]string{"r.example:443": "r", "https://s.example:443/v2/": "s", "[2001:db8::1]:443/n": "six", "index.docker.io:443": "hub", "t.example": "t", "t.example:443": "other"}, want: map[string]string{
+			"r.example/a": "r", "s.example/a": "s", "[2001:db8::1]/n/a": "six", "docker.io/a/b": "hub", "t.example/a": "t", "r.example:4430/a": "",
+		}, ours: true},
 		{name: "addresses without a scheme", keys: map[string]string{"r.example/v1/": "r", "s.example/v2/": "s", "t.example/": "t", "u.example/v2": "u", "v.example/n/": "n"}, want: map[string]string{
 			"r.example/a": "r", "s.example/a": "s", "t.example/a": "t", "u.example/a": "", "u.example/v2/a": "u", "v.example/n/a": "n", "v.example/a": "",
 		}, ours: true},

@@ -42,8 +42,8 @@ func (c *Client) authorizer(ref Reference) authorizer {
 	if host == "docker.io" {
 		host = dockerHubHost
 	}
-	key, credential := c.auth.lookup(ref)
-	return authorizer{c: c, id: grantKey{host: host, key: key, repository: ref.Repository}, host: host, credential: credential}
+	_, credential := c.auth.lookup(ref)
+	return authorizer{c: c, id: grantKey{host: host, repository: ref.Repository}, host: host, credential: credential}
 }
 
 // authorizer answers the challenges of a registry's host with the credentials of a repository. These go to the host
@@ -81,7 +81,7 @@ func (a authorizer) Authorize(ctx context.Context, req *http.Request) error {
 	if g.token == "" || !time.Now().Before(g.expires) {
 		if err := a.renew(ctx, &g); err != nil {
 			a.c.grants.drop(id) // the next attempt asks the registry again where tokens are to be had
-			return fmt.Errorf("token from %.200q: %w", g.realm, err)
+			return fmt.Errorf("asking for a token: %w", err)
 		}
 		a.c.grants.put(id, g)
 	}
@@ -134,10 +134,7 @@ func bearer(ctx context.Context, c auth.Challenge) (grant, error) {
 	if err != nil {
 		return grant{}, err
 	}
-	g := grant{realm: strings.Clone(to.Realm), service: strings.Clone(to.Service), scope: strings.Join(to.Scopes, " ")}
-	if len(to.Scopes) == 1 {
-		g.scope = strings.Clone(g.scope)
-	}
+	g := grant{realm: strings.Clone(to.Realm), service: strings.Clone(to.Service), scope: strings.Clone(strings.Join(to.Scopes, " "))}
 	if len(g.realm)+len(g.service)+len(g.scope) > maxChallenge {
 		return grant{}, fmt.Errorf("registry's challenge is larger than %d bytes", maxChallenge)
 	}

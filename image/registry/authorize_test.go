@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -32,7 +33,10 @@ func newWitness(t *testing.T, f func(w http.ResponseWriter, req *http.Request, u
 	t.Helper()
 	s := new(witness)
 	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		user, _, _ := req.BasicAuth()
+		user, _, basic := req.BasicAuth()
+		if basic && user == "" {
+			user = "nobody"
+		}
 		if token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer "); ok {
 			user = token
 		}
@@ -103,7 +107,7 @@ func TestCredentialsOfRepositories(t *testing.T) {
 					token(w, user)
 				case user == "" && scheme == "bearer":
 					challenge(w, s.URL+"/token")
-				case user == "":
+				case user == "" || user == "nobody":
 					challenge(w, "")
 				default:
 					answerManifest(w, req)
@@ -111,12 +115,16 @@ func TestCredentialsOfRepositories(t *testing.T) {
 			})
 			h := s.host()
 			c := clientWith(t, s, map[string]string{h + "/team": "t", h + "/team/a": "a", h + "/team/b": "b", "other.example": "x", "other.example/team/a": "y"}, nil)
-			for range 2 { // with what the first round has left, too
+			for round := range 2 { // with what the first round has left, too
 				for repository, user := range map[string]string{"team/a": "a", "team/b": "b", "team/a/deep": "a", "team/c": "t", "team/ab": "t"} {
 					if _, err := c.Resolve(t.Context(), parse(t, h+"/"+repository+":1")); err != nil {
 						t.Fatalf("%s: %v", repository, err)
 					}
-					for _, r := range s.requests() {
+					requests := s.requests()
+					if round > 0 && len(requests) != 1 {
+						t.Errorf("%s: requests %q: nothing was kept", repository, requests)
+					}
+					for _, r := range requests {
 						f := strings.Fields(r)
 						if len(f) == 3 && f[2] != user || len(f) == 2 && f[1] == "/token" {
 							t.Errorf("%s: request %q, want the user %s", repository, r, user)
@@ -132,9 +140,6 @@ func TestCredentialsOfRepositories(t *testing.T) {
 				if len(strings.Fields(r)) != 2 {
 					t.Errorf("a repository without credentials: request %q", r)
 				}
-			}
-			if len(c.authorizers) != 4 {
-				t.Errorf("%d authorizers, want 4: repositories of the same credentials share one", len(c.authorizers))
 			}
 		})
 	}
@@ -208,6 +213,19 @@ func TestCredentialsAndRedirects(t *testing.T) {
 				http.Redirect(w, req, to+"/there", http.StatusFound)
 			},
 			elsewhere: func(w http.ResponseWriter, _ *http.Request, _ string) { challenge(w, "") },
+		},
+		{
+			name: "who asks for tokens of its own", want: "refuses the credentials", seen: []string{"GET /there"},
+			answer: func(w http.ResponseWriter, req *http.Request, to string) {
+				http.Redirect(w, req, to+"/there", http.StatusFound)
+			},
+			elsewhere: func(w http.ResponseWriter, req *http.Request, user string) {
+				if req.URL.Path == "/token" {
+					token(w, user)
+					return
+				}
+				challenge(w, "https://"+req.Host+"/token")
+			},
 		},
 		{
 			name: "there and back", seen: []string{"GET /there"},
@@ -325,16 +343,37 @@ func TestRedirectedCredentials(t *testing.T) {
 	}
 }
 
-// The list of authorizers is bounded, whatever references come.
-func TestAuthorizersAreBounded(t *testing.T) {
-	c := newClientWith(Config{}, strict{next: &script{answers: []answer{{status: 404}}}})
-	defer c.Close()
-	for i := range 3 * maxAuthorizers {
-		if _, err := c.Resolve(t.Context(), parse(t, fmt.Sprintf("r%d.example/a:1", i))); !errors.Is(err, ErrNotFound) {
-			t.Fatal(err)
+// What is kept for a host is for that host, whoever asks.
+func TestAuthorizeOtherHost(t *testing.T) {
+	c := clientWith(t, newWitness(t, nil), map[string]string{"r.example": "me"}, nil)
+	a := c.authorizer(parse(t, "r.example/a:1"))
+	c.grants.put(a.grant(t.Context()), grant{basic: true})
+	for host, want := range map[string]bool{"r.example": true, "r.example:5000": false, "sub.r.example": false, "other.example": false} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/v2/a/manifests/1", nil)
+		if err := a.Authorize(t.Context(), req); err != nil || (req.Header.Get("Authorization") != "") != want {
+			t.Errorf("%s: %q, %v", host, req.Header.Get("Authorization"), err)
 		}
-		if len(c.authorizers) > maxAuthorizers {
-			t.Fatalf("%d authorizers", len(c.authorizers))
-		}
+	}
+}
+
+// Two repositories never use what is kept for one of them, as they may have other credentials; and whoever comes without
+// any a second time, as others took the place of what was kept, is not refused for that.
+func TestGrantsOfRepositories(t *testing.T) {
+	c := newClientWith(Config{}, strict{})
+	a, b := c.authorizer(parse(t, "r.example/a:1")), c.authorizer(parse(t, "r.example/b:1"))
+	if a.grant(t.Context()) == b.grant(t.Context()) {
+		t.Error("two repositories have one grant")
+	}
+	if a.grant(docker.WithScope(t.Context(), "repository:a:pull")) == a.grant(docker.WithScope(t.Context(), "repository:a:pull,push")) {
+		t.Error("pull and push have one grant")
+	}
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://r.example/v2/a/manifests/1", nil)
+	refusal := &http.Response{StatusCode: http.StatusUnauthorized, Request: req, Header: http.Header{"Www-Authenticate": {`Bearer realm="https://r.example/token"`}}}
+	if err := a.AddResponses(t.Context(), []*http.Response{refusal, refusal}); err != nil {
+		t.Error(err)
+	}
+	req.Header.Set("Authorization", "Bearer x")
+	if err := a.AddResponses(t.Context(), []*http.Response{refusal, refusal}); err == nil {
+		t.Error("a second refusal is not final")
 	}
 }

@@ -36,9 +36,9 @@ func lifetime(seconds int) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// grantKey tells apart what may not be used for one another: registries, the credentials that are shown to them, which
-// have the name key, repositories, and what is done with those.
-type grantKey struct{ host, key, repository, scopes string }
+// grantKey tells apart what may not be used for one another: registries, repositories, of which each may have other
+// credentials, and what is done with those.
+type grantKey struct{ host, repository, scopes string }
 
 // grant is what a registry wants to see with a request, and the token that was last given for that.
 type grant struct {

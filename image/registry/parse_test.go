@@ -17,6 +17,8 @@ const someDigest = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6
 func TestParseReference(t *testing.T) {
 	for s, want := range map[string]Reference{
 		"docker.io/library/busybox":               {"docker.io", "library/busybox", "latest", ""},
+		"docker.io/team/app:1":                    {"docker.io", "team/app", "1", ""},
+		"r.example:4430/app:1":                    {"r.example:4430", "app", "1", ""},
 		"localhost/a:b":                           {"localhost", "a", "b", ""},
 		"10.0.2.2:5000/demo/busybox:1.36":         {"10.0.2.2:5000", "demo/busybox", "1.36", ""},
 		"[::1]:5000/a:b":                          {"[::1]:5000", "a", "b", ""},
@@ -42,6 +44,11 @@ func TestParseReference(t *testing.T) {
 		"Quay.io/a": "write its registry's host as quay.io", "[2001:DB8::1]/a": "host as [2001:db8::1]", "[2001:db8:0::1]:05/a": "host as [2001:db8::1]:5",
 		"[::]:0/a": "no valid port", "a.example:65536/a": "no valid port", "[:::]/a": "no valid IPv6", "[::1%25lo]/a": "", "::1/a": "", "[::1/a": "", "[::1]5000/a": "",
 		"[::ffff:a00:1]/a": "no valid IPv6", "[127.0.0.1]/a": "",
+		// Second names of what policies and registries.conf know under the first one.
+		"r.example:443/a": "host as r.example", "[2001:db8::1]:443/a:1": "host as [2001:db8::1]", "r.example:0443/a@" + someDigest: "host as r.example",
+		"docker.io:443/library/a": "host as docker.io", "docker.io/app": "write docker.io/library/app", "docker.io/app:1": "write docker.io/library/app",
+		"docker.io/app@" + someDigest: "write docker.io/library/app", "index.docker.io/library/app:1": "host as docker.io", "index.docker.io/app": "host as docker.io",
+		"registry-1.docker.io/library/app:1": "host as docker.io", "registry-1.docker.io:443/a/b": "host as docker.io", "r.example./a": "", "docker.io./a/b": "",
 	} {
 		if got, err := ParseReference(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseReference(%.60q) = %+v, %v; want an error with %q", s, got, err, want)

@@ -79,6 +79,7 @@ func TestPlaces(t *testing.T) {
 		"registry.example/team/app@" + someDigest: {
 			"near.example/team/app@" + someDigest, "internal.example/all/team/app@" + someDigest,
 		},
+		"docker.io/library/app:1":        {"mirror-1.example:5000/hub/library/app:1", "mirror-3.example/library/app:1", "docker.io/library/app:1"},
 		"registry.example/team:2":        {"internal.example/all/team:2"},
 		"registry.example/teams/app:2":   {"registry.example/teams/app:2"},
 		"registry.example/x/team/app:2":  {"registry.example/x/team/app:2"},
@@ -124,6 +125,13 @@ func TestParseRegistries(t *testing.T) {
 		"star inside":       {"[[registry]]\nprefix = 'a.*.example'", "not host"},
 		"star with path":    {"[[registry]]\nprefix = '*.example/b'", "of the form"},
 		"no location":       {"[[registry]]\nprefix = 'a.example'", "location is missing"},
+		"port 443":          {"[[registry]]\nlocation = 'a.example:443/b'", "write its host as a.example"},
+		"prefix's port 443": {"[[registry]]\nprefix = '[2001:db8::1]:443'\nlocation = 'a.example'", "write its host as [2001:db8::1]"},
+		"mirror's port 443": {"[[registry]]\nlocation = 'a.example'\n[[registry.mirror]]\nlocation = 'b.example:443'", "write its host as b.example"},
+		"index.docker.io":   {"[[registry]]\nlocation = 'index.docker.io'\nblocked = true", "write its host as docker.io"},
+		"registry-1":        {"[[registry]]\nlocation = 'registry-1.docker.io/library'\nblocked = true", "write its host as docker.io"},
+		"star and port 443": {"[[registry]]\nprefix = '*.a.example:443'\nblocked = true", "without port 443"},
+		"star in capitals":  {"[[registry]]\nprefix = '*.A.example'\nblocked = true", "in lower case"},
 		"only a star":       {"[[registry]]\nprefix = '*'", "of the form"},
 		"mirror is empty":   {"[[registry]]\nlocation = 'a.example'\n[[registry.mirror]]", "not host"},
 		"mirror's kind":     {"[[registry]]\nlocation = 'a.example'\n[[registry.mirror]]\nlocation='b.example'\npull-from-mirror='never'", "pull-from-mirror"},
@@ -198,6 +206,30 @@ func TestMirrorWithOtherManifest(t *testing.T) {
 			t.Errorf("no place has it: %v", err)
 		}
 	})
+}
+
+// Threat: a blocked or mirrored registry is reached under a second name. Seen: no such name is a reference, and the rule
+// itself, for a host or a part of it, is taken.
+func TestBlockedHasNoSecondName(t *testing.T) {
+	r, err := ParseRegistries([]byte("[[registry]]\nlocation = 'docker.io'\nblocked = true\n[[registry]]\nlocation = 'docker.io/team'\n[[registry]]\nlocation = 'r.example/x'\nblocked = true"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{
+		"docker.io/library/app:1", "docker.io/app:1", "index.docker.io/library/app:1", "index.docker.io/app:1", "registry-1.docker.io/library/app:1", "docker.io:443/library/app:1",
+		"r.example/x/y:1", "r.example:443/x/y:1", "R.example/x/y:1", "r.example./x/y:1",
+	} {
+		ref, err := ParseReference(s)
+		if err == nil {
+			_, err = r.Places(ref)
+		}
+		if err == nil {
+			t.Errorf("%s is not blocked", s)
+		}
+	}
+	if got, err := places(t, r, "docker.io/team/app:1"); err != nil || !slices.Equal(got, []string{"docker.io/team/app:1"}) {
+		t.Errorf("%q, %v", got, err)
+	}
 }
 
 type byHost map[string]http.RoundTripper

@@ -174,8 +174,8 @@ func TestResume(t *testing.T) {
 		{name: "503 in between", answers: []answer{drop, {status: 503}, rest}, ranges: []string{"", "bytes=262144-", "bytes=262144-"}},
 		{name: "refused in between", answers: []answer{drop, {fail: syscall.ECONNREFUSED}, {fail: io.EOF}, rest}, requests: 4},
 		{name: "404", answers: []answer{{status: 404}}, is: ErrNotFound, want: "not found", requests: 1},
-		{name: "403 later", answers: []answer{drop, {status: 403}}, is: ErrUnauthorized, want: "auth.json", requests: 2},
-		{name: "401", answers: []answer{{status: 401}}, is: ErrUnauthorized, want: "auth.json", requests: 1},
+		{name: "403 later", answers: []answer{drop, {status: 403}}, is: ErrUnauthorized, want: "check the credentials", requests: 2},
+		{name: "401", answers: []answer{{status: 401}}, is: ErrUnauthorized, want: "check the credentials", requests: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
