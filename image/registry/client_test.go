@@ -156,8 +156,8 @@ func TestErrors(t *testing.T) {
 		is        error
 		want      string
 	}{
-		{"unknown authority", r.Reference("v1"), x509.NewCertPool(), string(r.AuthJSON()), ErrUntrusted, "not signed by the CA in the sealed initramfs"},
-		{"no authority at all", r.Reference("v1"), nil, string(r.AuthJSON()), ErrUntrusted, "not signed by the CA in the sealed initramfs"},
+		{"unknown authority", r.Reference("v1"), x509.NewCertPool(), string(r.AuthJSON()), ErrUntrusted, "no CA that the guest trusts has signed it"},
+		{"no authority at all", r.Reference("v1"), nil, string(r.AuthJSON()), ErrUntrusted, "no CA that the guest trusts has signed it"},
 		{"another host", strings.Replace(r.Reference("v1"), "127.0.0.1", "localhost", 1), r.CA(), "", ErrUntrusted, "for another host"},
 		{"no credentials", r.Reference("v1"), r.CA(), "", ErrUnauthorized, "check the credentials that the guest has for 127.0.0.1"},
 		{"wrong credentials", r.Reference("v1"), r.CA(), `{"auths":{"` + r.Host() + `":{"auth":"YTpi"}}}`, ErrUnauthorized, "check the credentials that the guest has"},

@@ -89,7 +89,7 @@ func explain(what, host string, err error) error {
 	)
 	switch {
 	case errors.As(err, &authority):
-		return fmt.Errorf("registry: %s: %w: it is not signed by the CA in the sealed initramfs (%w)", what, ErrUntrusted, authority)
+		return fmt.Errorf("registry: %s: %w: no CA that the guest trusts has signed it (%w)", what, ErrUntrusted, authority)
 	case errors.As(err, &hostname):
 		return fmt.Errorf("registry: %s: %w: it is for another host (%w)", what, ErrUntrusted, hostname)
 	case errors.As(err, &invalid):

@@ -43,7 +43,7 @@ func TestReferences(t *testing.T) {
 		testRef + "@" + testDigest().String():  "",
 		"localhost/a:1":                        "",
 		"localhost:5000/a:1":                   "",
-		"docker.io/busybox:1":                  "",
+		"docker.io/library/busybox:1":                  "",
 		testRepo + "@" + other.String():        "the manifest has digest " + testDigest().String(),
 		testRepo:                               "neither a tag nor a digest",
 		"busybox:1":                            "does not name its registry",
@@ -94,7 +94,7 @@ func TestScopes(t *testing.T) {
 		"narrow rejects":          {docker(`"":` + accept + `,"` + testRepo + `":` + rejected), testRef, `reject: policy of scope "` + testRepo + `"`},
 		"narrow accepts":          {docker(`"":` + rejected + `,"registry.example/team":` + accept), testRef, ""},
 		"namespace over wildcard": {docker(`"*.example":` + rejected + `,"registry.example":` + accept), testRef, ""},
-		"docker hub":              {docker(`"docker.io/library/busybox":` + accept), "docker.io/busybox:1", ""},
+		"docker hub":              {docker(`"docker.io/library/busybox":` + accept), "docker.io/library/busybox:1", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src := newSource()
