@@ -43,7 +43,7 @@ func TestReferences(t *testing.T) {
 		testRef + "@" + testDigest().String():  "",
 		"localhost/a:1":                        "",
 		"localhost:5000/a:1":                   "",
-		"docker.io/library/busybox:1":                  "",
+		"docker.io/library/busybox:1":          "",
 		testRepo + "@" + other.String():        "the manifest has digest " + testDigest().String(),
 		testRepo:                               "neither a tag nor a digest",
 		"busybox:1":                            "does not name its registry",
